@@ -1,0 +1,152 @@
+"""What a run tells its user: progress on the terminal, metrics in files.
+
+On a terminal, progress is a live bar. Elsewhere (a log file, CI) it is a plain line every few seconds, so that
+logs stay readable. Either way it shows the rate and the time left.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(message: str) -> None:
+    """Prints one line about an event that matters, above a progress bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Formats seconds as `45 s`, `3 min 20 s` or `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Progress of a task of `total` units (None when unknown): a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, task: str, total: int | None, unit: str, initial: int = 0):
+        self.task, self.total, self.unit = task, total, unit
+        self.done = self.initial = initial
+        self.started = self.last_line = time.monotonic()
+        self.note = ""
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(
+                desc=task, total=total, unit=f" {unit}", initial=initial, dynamic_ncols=True, smoothing=0.1
+            )
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """Counts `count` more units as done; `note` (say, the loss) is shown beside the rate."""
+        self.done += count
+        self.note = note or self.note
+        if self.bar is not None:
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(count)
+        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            say(self._line())
+
+    def _line(self) -> str:
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        rate = (self.done - self.initial) / elapsed
+        line = f"{self.task}: {self.done:,}"
+        if self.total is not None:
+            line += f" of {self.total:,}"
+        line += f" {self.unit}, {rate:,.1f} {self.unit}/s"
+        if self.total is not None and rate > 0:
+            line += f", {duration((self.total - self.done) / rate)} left"
+        return f"{line}, {self.note}" if self.note else line
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if exception[0] is None:
+            elapsed = time.monotonic() - self.started
+            if self.bar is None or elapsed > SECONDS_BETWEEN_LINES:
+                say(f"{self.task}: {self.done:,} {self.unit} in {duration(elapsed)}")
+
+
+def progress(items: Iterable[Item], task: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Yields `items` and shows how far their consumer has come."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with Progress(task, total, unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
+
+
+def table(rows: list[Mapping[str, object]], title: str = "") -> str:
+    """Formats rows of equal keys as an aligned plain-text table; floats get four decimals."""
+
+    def text(value: object) -> str:
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    columns = list(rows[0])
+    cells = [columns] + [[text(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    numeric = [all(isinstance(row[column], int | float) for row in rows) for column in columns]
+
+    def line(values: list[str]) -> str:
+        return "  ".join(
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(values, widths, numeric, strict=True)
+        ).rstrip()
+
+    ruler = "  ".join("-" * width for width in widths)
+    return "\n".join([*([title] if title else []), line(cells[0]), ruler, *map(line, cells[1:])])
+
+
+class MetricsLog:
+    """Writes the metrics of a run to `metrics.jsonl` and TensorBoard files in its directory.
+
+    Args:
+        directory: the run's directory; created if missing.
+        first_step: rows of steps at or after this one are dropped from an earlier `metrics.jsonl`, so that a
+            resumed run's file reads like that of a run which never stopped.
+    """
+
+    def __init__(self, directory: Path, first_step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] < first_step:
+                        kept.append(line)
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # the last line of a killed run may be cut short
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
+        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step, flush_secs=10)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the metrics of optimizer step `step` (the number of finished steps)."""
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
