@@ -1,0 +1,91 @@
+"""Every key that a recipe may set, with its default and its meaning.
+
+A recipe starts from `pretraining()` or `finetuning()` and changes what it is about. `--help` of the commands
+prints these tables, and a key that is not in them is refused.
+"""
+
+from ml_collections import ConfigDict
+
+# key: (default, meaning). The type of the default is the type of the key.
+PRETRAINING = {
+    "workdir": ("runs/pretrain", "directory of the run: checkpoints, metrics, export"),
+    "seed": (42, "decides initial weights, data order, masks and dropout"),
+    # Text, read by train.prepare.
+    "sources": (
+        (),
+        "where text comes from: files (.jsonl .parquet .txt .xml, also .gz .bz2), saved Hugging Face datasets, "
+        "or Hub names NAME, NAME:CONFIG, NAME:CONFIG:SPLIT",
+    ),
+    "text_field": ("text", "the column (parquet, datasets) or key (jsonl) that holds the text"),
+    "data": ("data/blocks", "directory of the prepared token blocks: train.prepare writes it, train.pretrain reads it"),
+    "block_length": (512, "longest block in tokens, [CLS] and [SEP] included"),
+    "pack_documents": (False, "let one block hold several short documents"),
+    "workers": (0, "processes that tokenize; 0 takes one for each core"),
+    # Model.
+    "init": ("", "where weights come from: Hugging Face directory, Hub name or run directory; empty starts at random"),
+    "tokenizer": ("", "directory or Hub name of the tokenizer; empty takes the one beside `init`"),
+    "model": (ConfigDict(), "with an empty `init`: the model's sizes under Hugging Face BERT names"),
+    "objective": ("retromae", "the pretraining objective: a file of retromae_jax/objectives"),
+    "encoder_mask_probability": (0.3, "share of tokens masked for the encoder"),
+    "decoder_mask_probability": (0.5, "share of tokens hidden from each decoder row"),
+    "decoder_query": ("position", "decoder queries: `position` (RetroMAE) or `embedded` (BGE, DupMAE)"),
+    # Optimization.
+    "batch_size": (256, "texts in one optimizer step, over all devices"),
+    "num_epochs": (8.0, "passes over the data; ignored where num_steps is set"),
+    "num_steps": (0, "optimizer steps; 0 counts them from num_epochs"),
+    "learning_rate": (1e-4, "peak learning rate"),
+    "warmup_fraction": (0.1, "share of the steps in which the learning rate climbs; then it falls to 0"),
+    "weight_decay": (0.01, "AdamW weight decay; biases and LayerNorm are exempt"),
+    "clip_norm": (1.0, "gradients are scaled down to this global norm"),
+    "compute_dtype": ("bfloat16", "dtype of activations: bfloat16 or float32; parameters are float32"),
+    "length_buckets": (8, "number of row lengths that batches are padded to; each is compiled once"),
+    # Watching and saving.
+    "log_every": (50, "steps between logged metrics"),
+    "validation_blocks": (512, "blocks held out to measure the losses and the reconstruction gain"),
+    "evaluate_every": (1000, "steps between measurements on the held-out blocks"),
+    "checkpoint_every": (1000, "steps between checkpoints"),
+    "checkpoints_to_keep": (3, "how many checkpoints stay on disk"),
+}
+
+FINETUNING = {
+    **{
+        key: PRETRAINING[key]
+        for key in (
+            "workdir",
+            "seed",
+            "init",
+            "tokenizer",
+            "num_epochs",
+            "num_steps",
+            "learning_rate",
+            "warmup_fraction",
+            "weight_decay",
+            "clip_norm",
+            "compute_dtype",
+            "log_every",
+            "checkpoint_every",
+            "checkpoints_to_keep",
+        )
+    },
+    "collection": ("", "BEIR directory, or directory with MS MARCO's collection.tsv, queries and qrels files"),
+    "split": ("train", "which qrels of the collection to learn from"),
+    "negatives": ((), "files of hard negatives, lines `query-id TAB passage-id,passage-id,...`"),
+    "negatives_depth": (200, "hard negatives are drawn from the first this many of a query's list"),
+    "group_size": (8, "passages per query: one positive, the rest negatives; 1 leaves in-batch negatives only"),
+    "batch_size": (128, "queries in one optimizer step, over all devices"),
+    "query_max_length": (32, "tokens of a query, [CLS] and [SEP] included"),
+    "passage_max_length": (128, "tokens of a passage, [CLS] and [SEP] included"),
+    "pooling": ("cls", "sentence embedding: `cls` or `mean`; empty takes what `init` says"),
+    "normalize": (False, "scale embeddings to length 1 (cosine similarity)"),
+    "temperature": (1.0, "scores are divided by this before the softmax"),
+}
+
+
+def pretraining() -> ConfigDict:
+    """The published RetroMAE recipe's settings, for `train.prepare` and `train.pretrain`."""
+    return ConfigDict({key: default for key, (default, _) in PRETRAINING.items()})
+
+
+def finetuning() -> ConfigDict:
+    """The published fine-tuning recipe's settings, for `train.finetune`."""
+    return ConfigDict({key: default for key, (default, _) in FINETUNING.items()})
