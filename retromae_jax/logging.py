@@ -119,11 +119,11 @@ class MetricsLog:
 
     Args:
         directory: the run's directory; created if missing.
-        first_step: rows of steps at or after this one are dropped from an earlier `metrics.jsonl`, so that a
-            resumed run's file reads like that of a run which never stopped.
+        resumed_step: the step that a resumed run goes on from; what an earlier `metrics.jsonl` says of later steps
+            is dropped, so that the file reads like that of a run which never stopped.
     """
 
-    def __init__(self, directory: Path, first_step: int = 0):
+    def __init__(self, directory: Path, resumed_step: int = 0):
         from tensorboardX import SummaryWriter
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -132,13 +132,15 @@ class MetricsLog:
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
-                    if json.loads(line)["step"] < first_step:
+                    if json.loads(line)["step"] <= resumed_step:
                         kept.append(line)
                 except (json.JSONDecodeError, KeyError, TypeError):
                     continue  # the last line of a killed run may be cut short
+        if resumed_step == 0:
+            kept = []
         path.write_text("".join(line + "\n" for line in kept))
         self.file = path.open("a")
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step, flush_secs=10)
+        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_step + 1, flush_secs=10)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of optimizer step `step` (the number of finished steps)."""

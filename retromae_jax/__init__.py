@@ -1,0 +1,1 @@
+"""RetroMAE in JAX: pretrain, fine-tune, export and measure retrieval-oriented text encoders."""

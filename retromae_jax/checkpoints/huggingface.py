@@ -1,0 +1,284 @@
+"""Hugging Face model directories: reading and writing.
+
+Three kinds of directory are read: encoders (`BertModel`), masked language models (`BertForMaskedLM`), and
+sentence-transformers models. Two are written: an encoder that `AutoModel` and `SentenceTransformer` open, and a
+masked language model that `AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in
+`objective.safetensors`, so that pretraining can be continued.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerBase
+
+from retromae_jax.errors import InputError
+from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.parameters import Parameters
+
+# Our module paths and Hugging Face's, tried in order; each applies at most once to a name.
+RENAMINGS = (
+    (r"^bert\.layers\.", "bert.encoder.layer."),
+    (r"^decoder\.layer\.", "decoder."),
+    (r"\.attention\.(query|key|value)\.", r".attention.self.\1."),
+    (r"\.attention\.output\.", ".attention.output.dense."),
+    (r"\.attention\.layer_norm\.", ".attention.output.LayerNorm."),
+    (r"\.feed_forward\.intermediate\.", ".intermediate.dense."),
+    (r"\.feed_forward\.output\.", ".output.dense."),
+    (r"\.feed_forward\.layer_norm\.", ".output.LayerNorm."),
+    (r"^bert\.embeddings\.layer_norm\.", "bert.embeddings.LayerNorm."),
+    (r"^head\.transform\.", "cls.predictions.transform.dense."),
+    (r"^head\.layer_norm\.", "cls.predictions.transform.LayerNorm."),
+    (r"^head\.bias$", "cls.predictions.bias"),
+    (r"\.(kernel|scale|embedding)$", ".weight"),
+)
+# Stored by some releases, and nothing is lost without them: buffers, the tied projection, the next-sentence head.
+DERIVED = re.compile(r"position_ids$|^cls\.predictions\.decoder\.|^cls\.seq_relationship\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What came of the tensors of a directory: names of parameters loaded and left fresh, of tensors left over."""
+
+    loaded: list[str]
+    fresh: list[str]
+    left_over: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} tensors"]
+        if self.fresh:
+            lines.append(f"start fresh: {', '.join(_modules(self.fresh))}")
+        if self.left_over:
+            lines.append(f"left over: {', '.join(_modules(self.left_over))}")
+        return "; ".join(lines)
+
+
+def huggingface_name(name: str) -> str:
+    """The Hugging Face name of one of our parameters."""
+    for pattern, replacement in RENAMINGS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def to_huggingface(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters under Hugging Face names; linear layers as PyTorch keeps them, [outputs, inputs]."""
+    return {
+        huggingface_name(name): np.ascontiguousarray(_transposed(name, np.asarray(value)))
+        for name, value in parameters.items()
+    }
+
+
+def from_huggingface(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, object], origin: str
+) -> tuple[Parameters, LoadReport]:
+    """Picks the parameters of a model out of Hugging Face tensors.
+
+    Args:
+        tensors: by Hugging Face name, with or without the `bert.` prefix.
+        shapes: the wanted parameters; values have a `shape`.
+        origin: where the tensors are from, for messages.
+
+    Returns:
+        The parameters found (float32), and a report.
+
+    Raises:
+        InputError: if a tensor's shape is not the wanted one.
+    """
+    available = {_current_name(name): name for name in tensors}
+    parameters, fresh = {}, []
+    for name, wanted in shapes.items():
+        stored = available.pop(huggingface_name(name), None)
+        if stored is None:
+            fresh.append(name)
+            continue
+        value = _transposed(name, np.asarray(tensors[stored], np.float32))
+        if value.shape != wanted.shape:
+            raise InputError(
+                f"{origin}: tensor {stored} has shape {value.shape}, the model wants {wanted.shape}; "
+                "config.json and weights do not belong together"
+            )
+        parameters[name] = np.ascontiguousarray(value)
+    left_over = [name for name in available if not DERIVED.search(name)]
+    return parameters, LoadReport(list(parameters), fresh, left_over)
+
+
+def read_config(directory: Path) -> dict:
+    """The content of config.json.
+
+    Raises:
+        InputError: if it is missing or broken.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory}: no config.json; this is not a Hugging Face model directory")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+def read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """All tensors of a directory, the objective's own modules included.
+
+    Raises:
+        InputError: if there are no safetensors weights, or a file is broken.
+    """
+    index = directory / "model.safetensors.index.json"
+    if (directory / "model.safetensors").is_file():
+        files = [directory / "model.safetensors"]
+    elif index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [directory / Path(name).name for name in sorted(names)]
+    elif pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pkl")]):
+        raise InputError(
+            f"{pickled[0]}: pickled weights are not read, because unpickling runs code from the file; convert them "
+            f"where you trust them: python -c \"from transformers import AutoModelForMaskedLM as M; "
+            f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
+        )
+    else:
+        raise InputError(f"{directory}: no model.safetensors; this is not a Hugging Face model directory")
+    if (directory / "objective.safetensors").is_file():
+        files.append(directory / "objective.safetensors")
+    tensors = {}
+    for file in files:
+        try:
+            # The flax framework, unlike numpy's, knows bfloat16.
+            with safe_open(file, "flax") as opened:
+                tensors.update({name: np.asarray(opened.get_tensor(name), np.float32) for name in opened.keys()})
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: cannot be read as safetensors ({error}); fetch or export it again") from error
+    return tensors
+
+
+def save_encoder(
+    directory: Path,
+    config: BertConfig,
+    parameters: Mapping[str, np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: str,
+    normalize: bool,
+    max_length: int,
+) -> None:
+    """Writes a directory that `AutoModel`, `AutoTokenizer` and `SentenceTransformer` open.
+
+    BERT's pooler, which `AutoModel` expects and retrieval does not use, becomes tanh of the [CLS] state: an identity
+    matrix and no bias.
+
+    Args:
+        directory: must not exist yet, or be an earlier export, which is replaced.
+        config: sizes of the encoder.
+        parameters: with at least `bert.*`; other modules are left out.
+        tokenizer: the encoder's.
+        pooling: `cls` or `mean`.
+        normalize: whether embeddings have length 1.
+        max_length: longest text in tokens, [CLS] and [SEP] included.
+    """
+    encoder = {name: value for name, value in parameters.items() if name.startswith("bert.")}
+    tensors = {name.removeprefix("bert."): value for name, value in to_huggingface(encoder).items()}
+    tensors["pooler.dense.weight"] = np.eye(config.hidden_size, dtype=np.float32)
+    tensors["pooler.dense.bias"] = np.zeros(config.hidden_size, np.float32)
+    modules = ["Transformer", "Pooling"] + ["Normalize"] * normalize
+    paths = ["", "1_Pooling", "2_Normalize"]
+    files = {
+        "config.json": _config_json(config, "BertModel"),
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{module}"}
+            for i, module in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": config.hidden_size,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "config_sentence_transformers.json": {
+            "prompts": {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine" if normalize else "dot",
+        },
+    }
+    _write(directory, files, {"model.safetensors": tensors}, tokenizer)
+
+
+def save_masked_lm(
+    directory: Path, config: BertConfig, parameters: Mapping[str, np.ndarray], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Writes a directory that `AutoModelForMaskedLM` opens and `init` continues pretraining from.
+
+    Arguments as for `save_encoder`; `parameters` are those of a pretraining model.
+    """
+    language_model = {k: v for k, v in parameters.items() if k.startswith(("bert.", "head."))}
+    objective = {k: v for k, v in parameters.items() if k not in language_model}
+    _write(
+        directory,
+        {"config.json": _config_json(config, "BertForMaskedLM")},
+        {
+            "model.safetensors": to_huggingface(language_model),
+            **({"objective.safetensors": to_huggingface(objective)} if objective else {}),
+        },
+        tokenizer,
+    )
+
+
+def _write(
+    directory: Path,
+    files: Mapping[str, object],
+    weights: Mapping[str, Mapping[str, np.ndarray]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Writes everything beside `directory` first, so that a failure leaves what was there as it was."""
+    if directory.exists() and not (directory / "config.json").is_file():
+        raise InputError(f"{directory} exists and is not an earlier export; choose another directory")
+    temporary = directory.with_name(directory.name + ".incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, content in files.items():
+        (temporary / name).parent.mkdir(exist_ok=True)
+        (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, tensors in weights.items():
+        save_file(dict(tensors), temporary / name, metadata={"format": "pt"})
+        (temporary / name).chmod(0o644)
+    tokenizer.save_pretrained(temporary)
+    _write_vocabulary(tokenizer, temporary / "vocab.txt")
+    if directory.exists():
+        shutil.rmtree(directory)
+    temporary.rename(directory)
+
+
+def _write_vocabulary(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """The vocabulary, a word a line, for clients that do not read tokenizer.json."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    path.write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+
+
+def _config_json(config: BertConfig, architecture: str) -> dict:
+    return {
+        "architectures": [architecture],
+        "model_type": "bert",
+        **dataclasses.asdict(config),
+        "position_embedding_type": "absolute",
+        "dtype": "float32",
+    }
+
+
+def _transposed(name: str, value: np.ndarray) -> np.ndarray:
+    return value.T if name.endswith(".kernel") else value
+
+
+def _current_name(name: str) -> str:
+    """A stored tensor's name as BertForMaskedLM and the decoder have it today."""
+    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+
+
+def _modules(names: list[str]) -> list[str]:
+    """The outermost modules that some parameters belong to."""
+    return sorted({".".join(name.split(".")[: 2 if name.startswith(("bert.", "cls.")) else 1]) for name in names})

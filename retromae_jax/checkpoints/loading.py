@@ -1,0 +1,100 @@
+"""Models to start from: Hugging Face directories, Hub names and run directories, all opened alike."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from retromae_jax.checkpoints import huggingface, train_state
+from retromae_jax.checkpoints.hub import resolve
+from retromae_jax.checkpoints.huggingface import LoadReport
+from retromae_jax.errors import InputError
+from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.parameters import Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSettings:
+    """How texts become embeddings: `cls` or `mean` pooling, length 1 or not, longest text in tokens."""
+
+    pooling: str
+    normalize: bool
+    max_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model on disk.
+
+    Attributes:
+        directory: a run's or Hugging Face's.
+        config: sizes of the encoder.
+        tokenizer: directory of the tokenizer.
+        settings: how the model makes embeddings.
+    """
+
+    directory: Path
+    config: BertConfig
+    tokenizer: Path
+    settings: EncoderSettings
+
+    def parameters(self, shapes: Parameters) -> tuple[Parameters, LoadReport]:
+        """Reads the parameters that `shapes` names, as far as the model has them."""
+        if not train_state.is_run(self.directory):
+            tensors = huggingface.read_tensors(self.directory)
+            return huggingface.from_huggingface(tensors, shapes, str(self.directory))
+        run = train_state.Run(self.directory)
+        stored = run.restore_parameters()
+        run.close()
+        loaded = {name: stored[name] for name in shapes if name in stored}
+        fresh = [name for name in shapes if name not in stored]
+        return loaded, LoadReport(list(loaded), fresh, [name for name in stored if name not in shapes])
+
+
+def open_model(name_or_directory: str) -> Source:
+    """Finds a model and reads everything but its weights.
+
+    Raises:
+        InputError: if there is none, or it is not a BERT.
+    """
+    directory = resolve(name_or_directory)
+    if train_state.is_run(directory):
+        description = train_state.read_description(directory)
+        return Source(
+            directory,
+            BertConfig(**description["model"]),
+            directory / "tokenizer",
+            EncoderSettings(**description["encoder"]),
+        )
+    modules = _read_json(directory / "modules.json", [])
+    paths = {module["type"].rsplit(".", 1)[-1]: directory / module["path"] for module in modules}
+    transformer = paths.get("Transformer", directory)
+    config = BertConfig.from_huggingface(huggingface.read_config(transformer), str(transformer / "config.json"))
+    pooling = "cls"
+    if "Pooling" in paths:
+        modes = _read_json(paths["Pooling"] / "config.json", {})
+        pooling = _pooling(modes, paths["Pooling"] / "config.json")
+    lengths = _read_json(transformer / "sentence_bert_config.json", {})
+    max_length = lengths.get("max_seq_length") or config.max_position_embeddings
+    settings = EncoderSettings(pooling, "Normalize" in paths, min(max_length, config.max_position_embeddings))
+    return Source(transformer, config, transformer, settings)
+
+
+def _pooling(modes: dict, path: Path) -> str:
+    if "pooling_mode" in modes:
+        found = [modes["pooling_mode"]]
+    else:
+        found = [name.removeprefix("pooling_mode_") for name, on in modes.items() if on is True]
+        found = [name for name in found if name != "include_prompt"]
+    for ours, theirs in (("cls", {"cls", "cls_token"}), ("mean", {"mean", "mean_tokens"})):
+        if len(found) == 1 and found[0] in theirs:
+            return ours
+    raise InputError(f"{path}: pooling {found} is not supported; `cls` and `mean` are")
+
+
+def _read_json(path: Path, default):
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error

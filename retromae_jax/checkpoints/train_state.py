@@ -1,0 +1,144 @@
+"""A training run on disk: everything that decides how it goes on.
+
+A checkpoint holds parameters, optimizer state and the number of finished steps. Data order, masks and dropout are
+pure functions of the config's seed and that number, so a resumed run equals one that never stopped, bit for bit.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from retromae_jax.errors import InputError
+from retromae_jax.models.parameters import Parameters
+
+
+class TrainState(NamedTuple):
+    """What a training step maps to its successor.
+
+    Attributes:
+        step: int32 scalar, finished optimizer steps.
+        parameters: by name, float32.
+        optimizer: the optimizer's state.
+    """
+
+    step: jax.Array
+    parameters: Parameters
+    optimizer: Any
+
+
+class Run:
+    """A run's directory: `run.json` (what the run is), `tokenizer/` and `checkpoints/STEP/`.
+
+    Args:
+        directory: the run's directory.
+        checkpoints_to_keep: older checkpoints are deleted.
+    """
+
+    def __init__(self, directory: str | Path, checkpoints_to_keep: int | None = None):
+        self.directory = Path(directory).absolute()
+        handler = ocp.StandardCheckpointHandler
+        self.checkpoints = ocp.CheckpointManager(
+            self.directory / "checkpoints",
+            item_handlers={"parameters": handler(), "optimizer": handler()},
+            options=ocp.CheckpointManagerOptions(max_to_keep=checkpoints_to_keep, create=True),
+        )
+
+    def describe(self, description: Mapping[str, Any], may_change: tuple[str, ...]) -> None:
+        """Writes `run.json`, or checks that the run there is this one.
+
+        Args:
+            description: JSON-like; under `config` the run's config.
+            may_change: keys of the config that a resumed run may set anew.
+
+        Raises:
+            InputError: if the directory holds a run with another config.
+        """
+        path = self.directory / "run.json"
+        description = json.loads(json.dumps(description))
+        if path.exists():
+            old, new = read_description(self.directory)["config"], description["config"]
+            different = [
+                f"{key} (there {old.get(key)!r}, here {new.get(key)!r})"
+                for key in sorted(old.keys() | new.keys())
+                if key not in may_change and old.get(key) != new.get(key)
+            ]
+            if different and self.checkpoints.latest_step() is not None:
+                raise InputError(
+                    f"{self.directory} holds a run with another config: {'; '.join(different)}. "
+                    "Choose another --config.workdir, or remove that directory"
+                )
+        temporary = path.with_suffix(".incomplete")
+        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        temporary.rename(path)
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once."""
+        step = int(state.step)
+        if step != self.checkpoints.latest_step():
+            items = {
+                "parameters": ocp.args.StandardSave(state.parameters),
+                "optimizer": ocp.args.StandardSave(state.optimizer),
+            }
+            self.checkpoints.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest checkpoint with the shardings of `state`, or `state` itself if there is none."""
+        step = self.checkpoints.latest_step()
+        if step is None:
+            return state
+
+        def like(tree):
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+        items = {
+            "parameters": ocp.args.StandardRestore(like(state.parameters)),
+            "optimizer": ocp.args.StandardRestore(like(state.optimizer)),
+        }
+        restored = self.checkpoints.restore(step, args=ocp.args.Composite(**items))
+        count = jax.device_put(jnp.int32(step), state.step.sharding)
+        return TrainState(count, restored["parameters"], restored["optimizer"])
+
+    def restore_parameters(self) -> Parameters:
+        """The parameters of the newest checkpoint, on one device.
+
+        Raises:
+            InputError: if the run has no checkpoint yet.
+        """
+        step = self.checkpoints.latest_step()
+        if step is None:
+            raise InputError(f"{self.directory}: the run has no checkpoint yet")
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = {
+            name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=device)
+            for name, stored in self.checkpoints.item_metadata(step)["parameters"].items()
+        }
+        args = ocp.args.Composite(parameters=ocp.args.StandardRestore(shapes))
+        return self.checkpoints.restore(step, args=args)["parameters"]
+
+    def close(self) -> None:
+        """Waits until checkpoints are on disk."""
+        self.checkpoints.wait_until_finished()
+        self.checkpoints.close()
+
+
+def is_run(directory: str | Path) -> bool:
+    """Whether a directory is that of a training run."""
+    return (Path(directory) / "run.json").is_file()
+
+
+def read_description(directory: str | Path) -> dict[str, Any]:
+    """The content of a run's `run.json`.
+
+    Raises:
+        InputError: if it is broken.
+    """
+    path = Path(directory) / "run.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}; remove the directory or restore the file") from error

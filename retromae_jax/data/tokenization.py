@@ -1,0 +1,59 @@
+"""Tokenizers."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from retromae_jax.checkpoints.hub import resolve
+from retromae_jax.errors import InputError
+
+
+def load_tokenizer(name_or_directory: str) -> PreTrainedTokenizerBase:
+    """Loads a fast tokenizer, with the truncation and padding that some are saved with switched off.
+
+    Raises:
+        InputError: if the directory or Hub name has no tokenizer, or one without [CLS], [SEP] and [PAD].
+    """
+    directory = resolve(name_or_directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{name_or_directory}: no tokenizer can be read there: {reason}") from error
+    if not tokenizer.is_fast or None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+        raise InputError(f"{name_or_directory}: the tokenizer needs a tokenizer.json and [CLS], [SEP], [PAD] tokens")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short hash of the vocabulary: equal where token ids mean the same words."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def encode_batch(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of texts, [CLS] and [SEP] included.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        texts: B texts.
+        max_length: longer texts are cut; at least 3.
+
+    Returns:
+        int32 [B, longest], padded; and the lengths, int32 [B].
+    """
+    # The library's own truncation is a setting that stays switched on, so texts are cut here.
+    encoded = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
+    lengths = np.array([min(len(ids), max_length) for ids in encoded], np.int32)
+    token_ids = np.full((len(encoded), lengths.max(initial=0)), tokenizer.pad_token_id, np.int32)
+    for row, ids, length in zip(token_ids, encoded, lengths, strict=True):
+        row[: length - 1] = ids[: length - 1]
+        row[length - 1] = ids[-1]
+    return token_ids, lengths

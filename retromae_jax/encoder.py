@@ -1,0 +1,92 @@
+"""A trained encoder: texts to embeddings."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from retromae_jax import parallel
+from retromae_jax.checkpoints.loading import EncoderSettings, open_model
+from retromae_jax.data.tokenization import load_tokenizer
+from retromae_jax.errors import InputError
+from retromae_jax.models import parameters
+from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.pooling import pool
+from retromae_jax.objectives.contrastive import Model
+
+
+class Encoder:
+    """Makes sentence embeddings on all devices of this process.
+
+    Args:
+        config: sizes of the encoder.
+        weights: `bert.*` parameters.
+        tokenizer: the encoder's.
+        settings: pooling, normalization and longest text.
+        compute_dtype: of activations, float32 or bfloat16.
+    """
+
+    def __init__(
+        self,
+        config: BertConfig,
+        weights: parameters.Parameters,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: EncoderSettings,
+        compute_dtype: str = "float32",
+    ):
+        self.config, self.tokenizer, self.settings = config, tokenizer, settings
+        self.mesh = parallel.local_mesh()
+        self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
+        graph, _ = parameters.structure(lambda rngs: Model(config, jnp.dtype(compute_dtype), rngs))
+
+        def embed(weights, token_ids_BxL, lengths_B):
+            visible_BxL = jnp.arange(token_ids_BxL.shape[1]) < lengths_B[:, None]
+            hidden_BxLxD = parameters.bind(graph, weights).bert(token_ids_BxL, visible_BxL)
+            return pool(hidden_BxLxD, visible_BxL, settings.pooling, settings.normalize)
+
+        self._embed = jax.jit(embed)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_directory: str,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        compute_dtype: str = "float32",
+    ) -> "Encoder":
+        """Opens a Hugging Face directory, a Hub name or a run directory.
+
+        Args:
+            name_or_directory: the model.
+            pooling: `cls` or `mean`; None takes the model's own.
+            normalize: whether embeddings have length 1; None takes the model's own.
+            compute_dtype: of activations, float32 or bfloat16.
+
+        Raises:
+            InputError: if there is no such model, or some of its weights are missing.
+        """
+        source = open_model(name_or_directory)
+        changes = {"pooling": pooling, "normalize": normalize}
+        settings = dataclasses.replace(source.settings, **{k: v for k, v in changes.items() if v is not None})
+        _, shapes = parameters.structure(lambda rngs: Model(source.config, jnp.float32, rngs))
+        weights, report = source.parameters(shapes)
+        if report.fresh:
+            raise InputError(f"{source.directory}: the encoder's weights are incomplete: {', '.join(report.fresh)}")
+        return cls(source.config, weights, load_tokenizer(str(source.tokenizer)), settings, compute_dtype)
+
+    @property
+    def dimension(self) -> int:
+        """Width of an embedding."""
+        return self.config.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens, [CLS] and [SEP] included."""
+        return self.settings.max_length
+
+    def embed(self, token_ids_BxL: np.ndarray, lengths_B: np.ndarray) -> jax.Array:
+        """Embeddings of padded texts, float32 [B, D]; B must be a multiple of the number of local devices."""
+        arrays = jax.device_put((token_ids_BxL, lengths_B), parallel.over_batch(self.mesh))
+        return self._embed(self.weights, *arrays)

@@ -1,0 +1,1 @@
+"""Networks: the BERT encoder with its masked-language-model head, the enhanced decoder, pooling."""

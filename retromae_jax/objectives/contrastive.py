@@ -1,0 +1,89 @@
+"""Contrastive fine-tuning of a bi-encoder: each query against the passages of the whole batch."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from retromae_jax import random_bits
+from retromae_jax.checkpoints.loading import EncoderSettings
+from retromae_jax.models.bert import Bert, BertConfig
+from retromae_jax.models.pooling import pool
+
+
+class Model(nnx.Module):
+    """The encoder, shared by queries and passages."""
+
+    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.bert = Bert(config, dtype, rngs)
+
+
+def contrastive_loss(
+    queries_QxD: jax.Array, passages_PxD: jax.Array, positives_Q: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy of each query's positive among all passages, by inner product.
+
+    Args:
+        queries_QxD: query embeddings, float32.
+        passages_PxD: passage embeddings, float32.
+        positives_Q: int, index of each query's positive passage.
+        temperature: scores are divided by it.
+
+    Returns:
+        The mean loss in nats, and the share of queries whose positive has the highest score.
+    """
+    scores_QxP = queries_QxD @ passages_PxD.T / temperature
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores_QxP, positives_Q))
+    return loss, jnp.mean(jnp.argmax(scores_QxP, axis=1) == positives_Q)
+
+
+class Contrastive:
+    """The objective, defined on the global batch; runs on one device's share of it.
+
+    Args:
+        config: sizes of the encoder.
+        settings: pooling and normalization.
+        temperature: scores are divided by it.
+        dtype: of activations.
+    """
+
+    def __init__(
+        self, config: BertConfig, settings: EncoderSettings, temperature: float, dtype: jnp.dtype = jnp.float32
+    ):
+        self.config, self.settings, self.temperature, self.dtype = config, settings, temperature, dtype
+
+    def model(self, rngs: nnx.Rngs) -> Model:
+        """Builds the model with fresh parameters."""
+        return Model(self.config, self.dtype, rngs)
+
+    def loss(self, model: Model, batch: dict, seed: int, axis: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of this device's queries against the passages of all devices on the mapped axis.
+
+        Args:
+            model: from `model`.
+            batch: `query_ids` int32 [Q, Lq], `query_lengths` [Q], `passage_ids` int32 [Q * G, L],
+                `passage_lengths` [Q * G], each query's positive first in its group of G; `samples` uint32 [Q],
+                each query's number in the order of the whole run.
+            seed: the run's seed.
+            axis: the mapped axis of devices.
+
+        Returns:
+            The mean over this device's queries, and metrics; the batch's are their means over devices.
+        """
+        queries, passages = batch["query_lengths"].size, batch["passage_lengths"].size
+        group = passages // queries
+        passage_samples = jnp.repeat(batch["samples"], group) * group + jnp.arange(passages, dtype=jnp.uint32) % group
+        query_seeds_Q = random_bits.stream(random_bits.sample_seeds(seed, batch["samples"]), "query")
+        passage_seeds_P = random_bits.stream(random_bits.sample_seeds(seed, passage_samples), "passage")
+
+        queries_QxD = self._embed(model, batch["query_ids"], batch["query_lengths"], query_seeds_Q)
+        passages_PxD = self._embed(model, batch["passage_ids"], batch["passage_lengths"], passage_seeds_P)
+        gathered_PxD = jax.lax.all_gather(passages_PxD, axis, tiled=True)
+        positives_Q = (jax.lax.axis_index(axis) * queries + jnp.arange(queries)) * group
+        loss, accuracy = contrastive_loss(queries_QxD, gathered_PxD, positives_Q, self.temperature)
+        return loss, {"loss": loss, "accuracy": accuracy}
+
+    def _embed(self, model: Model, token_ids_BxL: jax.Array, lengths_B: jax.Array, seeds_B: jax.Array) -> jax.Array:
+        visible_BxL = jnp.arange(token_ids_BxL.shape[1]) < lengths_B[:, None]
+        hidden_BxLxD = model.bert(token_ids_BxL, visible_BxL, random_bits.Dropout(seeds_B))
+        return pool(hidden_BxLxD, visible_BxL, self.settings.pooling, self.settings.normalize)

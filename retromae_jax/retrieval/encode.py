@@ -1,0 +1,60 @@
+"""Encoding many texts: sorted by length within windows, padded to a few fixed lengths, in input order at the end."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from retromae_jax.data.batches import padded_length
+from retromae_jax.data.tokenization import encode_batch
+from retromae_jax.encoder import Encoder
+from retromae_jax.errors import InputError
+from retromae_jax.logging import Progress
+
+# Texts whose lengths are sorted together. Every batch of a window but the last is full.
+WINDOW = 16384
+LENGTH_BUCKETS = 8
+
+
+def encode_texts(
+    encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int = 64, task: str = "passages"
+) -> np.ndarray:
+    """Embeddings of texts, float32 [N, D], in their order.
+
+    Args:
+        encoder: the encoder.
+        texts: N texts.
+        max_length: longer texts are cut, in tokens, [CLS] and [SEP] included.
+        batch_size: texts encoded at once; rounded up to a multiple of the number of devices.
+        task: what the progress is called.
+
+    Raises:
+        InputError: if `max_length` is beyond the encoder's positions.
+    """
+    positions = encoder.config.max_position_embeddings
+    if not 3 <= max_length <= positions:
+        raise InputError(f"maximum length {max_length} is not between 3 and the encoder's {positions} positions")
+    batch_size = -(-batch_size // encoder.mesh.size) * encoder.mesh.size
+    embeddings = np.empty((len(texts), encoder.dimension), np.float32)
+    with Progress(f"encode {task}", len(texts), task) as progress:
+        for start in range(0, len(texts), WINDOW):
+            window = texts[start : start + WINDOW]
+            token_ids, lengths = encode_batch(encoder.tokenizer, window, max_length)
+            by_length = np.argsort(-lengths, kind="stable")
+            waiting = None
+            for first in range(0, len(window), batch_size):
+                rows = by_length[first : first + batch_size]
+                length = padded_length(int(lengths[rows].max()), max_length, LENGTH_BUCKETS)
+                filled = np.resize(rows, batch_size)  # the last batch repeats texts to keep its shape
+                batch = np.full((batch_size, length), encoder.tokenizer.pad_token_id, np.int32)
+                width = min(length, token_ids.shape[1])
+                batch[:, :width] = token_ids[filled, :width]
+                running = (start + rows, encoder.embed(batch, lengths[filled]))
+                # While the device works on this batch, the one before it is fetched.
+                for done_rows, done in filter(None, [waiting]):
+                    embeddings[done_rows] = np.asarray(done)[: len(done_rows)]
+                    progress.update(len(done_rows))
+                waiting = running
+            for done_rows, done in filter(None, [waiting]):
+                embeddings[done_rows] = np.asarray(done)[: len(done_rows)]
+                progress.update(len(done_rows))
+    return embeddings

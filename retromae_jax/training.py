@@ -1,0 +1,110 @@
+"""Training steps: functions from one state and a batch to the next state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from retromae_jax.checkpoints.loading import Source
+from retromae_jax.checkpoints.train_state import TrainState
+from retromae_jax.logging import say
+from retromae_jax.models import parameters
+
+
+# The axis of devices that fine-tuning is mapped over.
+DEVICES = "devices"
+
+
+def initial_state(
+    build: Callable[[nnx.Rngs], nnx.Module],
+    shapes: parameters.Parameters,
+    source: Source | None,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    sharding: jax.sharding.Sharding,
+) -> TrainState:
+    """The state before the first step: parameters from `source` as far as it has them, the rest fresh.
+
+    Args:
+        build: makes the model.
+        shapes: of the model's parameters.
+        source: a model to start from; None starts at random.
+        optimizer: the optimizer.
+        seed: of fresh parameters.
+        sharding: where the state lives.
+    """
+    values = parameters.initialize(build, seed)
+    if source is not None:
+        loaded, report = source.parameters(shapes)
+        say(f"{source.directory}: {report}")
+        values |= loaded
+    values = jax.device_put(values, sharding)
+    return TrainState(
+        jax.device_put(jnp.int32(0), sharding), values, jax.jit(optimizer.init, out_shardings=sharding)(values)
+    )
+
+
+def pretraining_step(
+    objective: Any, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """One optimizer step of a pretraining objective, compiled.
+
+    Shardings follow from those of its arguments: a replicated state and a batch split over the mesh's `data` axis.
+    The state given to it is used up.
+
+    Args:
+        objective: of `retromae_jax.objectives`.
+        graph: structure of the objective's model.
+        optimizer: the optimizer.
+        seed: the run's seed.
+
+    Returns:
+        A function from state and batch to the next state and metrics.
+    """
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
+        def loss(values: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return objective.loss(parameters.bind(graph, values), batch, seed)
+
+        gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
+        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.global_norm(gradients)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def evaluation_step(
+    objective: Any, graph: nnx.GraphDef, seed: int
+) -> Callable[[parameters.Parameters, dict], dict[str, jax.Array]]:
+    """Metrics of a held-out batch, compiled; arguments as for `pretraining_step`."""
+    return jax.jit(lambda values, batch: objective.evaluate(parameters.bind(graph, values), batch, seed))
+
+
+def apply_gradients(
+    state: TrainState, gradients: parameters.Parameters, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state after one optimizer step."""
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+    return TrainState(state.step + 1, optax.apply_updates(state.parameters, updates), optimizer_state)
+
+
+def finetuning_step(
+    objective: Any, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """One optimizer step of a contrastive objective, mapped over devices.
+
+    The arrays of the batch have a leading axis of local devices; state and metrics have none. The state given to it
+    is used up. Arguments as for `pretraining_step`.
+    """
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
+        def loss(values: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return objective.loss(parameters.bind(graph, values), batch, seed, DEVICES)
+
+        gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
+        gradients, metrics = jax.lax.pmean((gradients, metrics), DEVICES)
+        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.global_norm(gradients)}
+
+    return jax.pmap(step, axis_name=DEVICES, in_axes=(None, 0), out_axes=None, donate_argnums=0)

@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from retromae_jax import cross_entropy, parallel
+from retromae_jax.cross_entropy import linear_cross_entropy
+
+
+def problem(batch=8, positions=11, width=16, vocabulary=97):
+    keys = jax.random.split(jax.random.key(0), 5)
+    return (
+        jax.random.normal(keys[0], (batch, positions, width)),
+        jax.random.randint(keys[1], (batch, positions), 0, vocabulary),
+        jax.random.uniform(keys[2], (batch, positions)) * (jax.random.uniform(keys[2], (batch, positions)) > 0.3),
+        jax.random.normal(keys[3], (vocabulary, width)),
+        jax.random.normal(keys[4], (vocabulary,)),
+    )
+
+
+def plain(hidden, labels, weights, table, bias):
+    losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T + bias, labels)
+    return jnp.sum(losses * weights)
+
+
+@pytest.mark.parametrize("positions_per_chunk", [8, 24, 1000])
+def test_value_and_gradients_equal_the_plain_computation(monkeypatch, positions_per_chunk):
+    monkeypatch.setattr(cross_entropy, "POSITIONS_PER_CHUNK", positions_per_chunk)
+    hidden, labels, weights, table, bias = problem()
+
+    def fused(hidden, table, bias):
+        return 3.0 * linear_cross_entropy(hidden, labels, weights, table, bias)[0]
+
+    def expected(hidden, table, bias):
+        return 3.0 * plain(hidden, labels, weights, table, bias)
+
+    value, gradients = jax.jit(jax.value_and_grad(fused, argnums=(0, 1, 2)))(hidden, table, bias)
+    expected_value, expected_gradients = jax.value_and_grad(expected, argnums=(0, 1, 2))(hidden, table, bias)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_and_hits_by_position():
+    hidden, labels, weights, table, bias = problem()
+    _, losses, correct = linear_cross_entropy(hidden, labels, weights, table, bias)
+    logits = hidden @ table.T + bias
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    np.testing.assert_array_equal(correct, jnp.argmax(logits, axis=-1) == labels)
+    assert 0 < np.sum(correct) < correct.size
+
+
+def test_on_eight_devices_as_on_one():
+    hidden, labels, weights, table, bias = problem()
+
+    def loss(hidden, table, bias, labels, weights):
+        return linear_cross_entropy(hidden, labels, weights, table, bias)[0]
+
+    step = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    expected = jax.jit(step)(hidden, table, bias, labels, weights)
+    mesh = parallel.data_mesh(8)
+    batch = jax.device_put((hidden, labels, weights), parallel.over_batch(mesh))
+    whole = jax.device_put((table, bias), parallel.replicated(mesh))
+    with jax.set_mesh(mesh):
+        found = jax.jit(step)(batch[0], *whole, batch[1], batch[2])
+    assert len(found[1][0].sharding.device_set) == 8
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_of_the_whole_batch_are_never_in_memory():
+    batch, positions, width, vocabulary = 8, 2048, 16, 2048
+    hidden, labels, weights, table, bias = problem(batch, positions, width, vocabulary)
+
+    def loss(hidden, table, bias):
+        return linear_cross_entropy(hidden, labels, weights, table, bias)[0]
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(hidden, table, bias).compile()
+    whole = batch * positions * vocabulary * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < whole / 4

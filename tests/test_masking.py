@@ -1,0 +1,217 @@
+"""Masks against an independent plain-Python version of the published rule."""
+
+import random
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retromae_jax import masking, parallel
+from retromae_jax.masking import CONTINUATION, SPECIAL, WORD_START, Vocabulary
+from retromae_jax.random_bits import sample_seeds
+
+CLS, SEP, PAD, MASK, UNKNOWN, FIRST, CONTINUED = 0, 1, 2, 3, 4, 5, 500
+KINDS = np.full(1000, WORD_START, np.int8)
+KINDS[[CLS, SEP, PAD]] = SPECIAL
+KINDS[CONTINUED:] = CONTINUATION
+VOCABULARY = Vocabulary(KINDS, MASK)
+
+
+def text(word_lengths):
+    """Token ids of a text whose words have these lengths."""
+    ids = [CLS]
+    for number, length in enumerate(word_lengths):
+        ids += [FIRST + number % 400] + [CONTINUED + number % 400] * (length - 1)
+    return [*ids, SEP]
+
+
+def plain_whole_word_mask(ids, probability, generator):
+    """The published loop over words: token positions that are masked."""
+    words = []
+    for position, token in enumerate(ids):
+        if token in (CLS, SEP):
+            continue
+        if words and KINDS[token] == CONTINUATION:
+            words[-1].append(position)
+        else:
+            words.append([position])
+    generator.shuffle(words)
+    budget = max(1, int(round(len(ids) * probability)))
+    masked = []
+    for word in words:
+        if len(masked) >= budget:
+            break
+        if len(masked) + len(word) <= budget:
+            masked += word
+    return masked
+
+
+def device_masks(ids, probability, samples, length=None, seed=0):
+    """Masks of one text, bool [samples, L]."""
+    length = length or len(ids)
+    token_ids = np.full((1, length), PAD, np.int32)
+    token_ids[0, : len(ids)] = ids
+    seeds = sample_seeds(seed, jnp.zeros(1, jnp.uint32))
+    masks = jax.jit(
+        lambda ids, lengths, seeds: masking.whole_word_masks(ids, lengths, seeds, KINDS, probability, samples)
+    )(token_ids, np.array([len(ids)], np.int32), seeds)
+    return np.asarray(masks[0])
+
+
+WORD_LENGTHS = [1, 2, 1, 3, 1, 1, 4, 1, 2, 1, 1, 1, 5, 1, 2, 1, 3, 1, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("probability", [0.3, 0.5])
+def test_statistics_equal_those_of_the_published_loop(probability):
+    ids, samples = text(WORD_LENGTHS), 40_000
+    masks = device_masks(ids, probability, samples)
+    generator = random.Random(0)
+    plain = np.zeros_like(masks)
+    for row in plain:
+        row[plain_whole_word_mask(ids, probability, generator)] = True
+
+    # The distribution of the number of masked tokens.
+    found, expected = (Counter(m.sum(axis=1).tolist()) for m in (masks, plain))
+    for count in found.keys() | expected.keys():
+        share = expected[count] / samples
+        assert abs(found[count] / samples - share) < 4 * np.sqrt(2 * share * (1 - share) / samples) + 1e-4
+    # How often each position is masked, and each pair of positions together: 1 % off would be 5 sigma and more.
+    for power in (lambda m: m.mean(axis=0), lambda m: m.astype(np.float32).T @ m.astype(np.float32) / samples):
+        a, b = power(masks), power(plain)
+        sigma = np.sqrt(2 * np.maximum(b * (1 - b), 1e-4) / samples)
+        assert np.max(np.abs(a - b) / sigma) < 4.8
+    # Nearly all rows differ.
+    assert abs(len(np.unique(masks, axis=0)) - len(np.unique(plain, axis=0))) < 0.01 * samples
+
+
+def test_words_are_masked_whole_and_special_tokens_never():
+    ids = text(WORD_LENGTHS)
+    masks = device_masks(ids, 0.5, 500, length=64)
+    start = 1
+    for length in WORD_LENGTHS:
+        assert np.all(masks[:, start : start + length] == masks[:, [start]])
+        start += length
+    assert not masks[:, 0].any()
+    assert not masks[:, len(ids) - 1 :].any()
+
+
+@pytest.mark.parametrize("length", range(3, 40))
+def test_single_token_words_use_the_budget_exactly(length):
+    ids = text([1] * (length - 2))
+    for probability in (0.3, 0.5, 0.15):
+        masks = device_masks(ids, probability, 4)
+        assert np.all(masks.sum(axis=1) == min(max(1, round(probability * length)), length - 2))
+
+
+def test_edge_cases():
+    assert device_masks(text([1]), 0.3, 8).sum(axis=1).tolist() == [1] * 8
+    # One giant word passes the budget and stays whole, as published.
+    assert not device_masks(text([30]), 0.3, 8).any()
+    # ... but a small word beside it is always masked.
+    assert np.all(device_masks(text([30, 1]), 0.3, 8).sum(axis=1) == 1)
+    assert not device_masks([CLS, SEP], 0.5, 8).any()
+    assert not device_masks([CLS, CLS, SEP, SEP], 0.5, 8).any()
+    # A continuation at the beginning of the text is a word of its own.
+    assert device_masks([CLS, CONTINUED, SEP], 0.5, 8).sum() == 8
+    full = device_masks(text([1] * 510), 0.5, 256)
+    assert np.all(full.sum(axis=1) == 256)
+    assert np.all(device_masks(text([2] * 255), 0.5, 16).sum(axis=1) == 256)
+
+
+def test_masks_depend_on_neither_padding_nor_batch():
+    ids = text(WORD_LENGTHS)
+    short, long = device_masks(ids, 0.5, 32), device_masks(ids, 0.5, 32, length=100)
+    np.testing.assert_array_equal(short, long[:, : len(ids)])
+
+
+def test_corruption_replaces_80_10_10():
+    batch, length = 256, 512
+    token_ids = np.full((batch, length), FIRST, np.int32)
+    masked = np.zeros((batch, length), bool)
+    masked[:, ::2] = True
+    seeds = sample_seeds(0, jnp.arange(batch, dtype=jnp.uint32))
+    corrupted = np.asarray(jax.jit(lambda *a: masking.corrupt(*a, VOCABULARY))(token_ids, masked, seeds))
+    assert np.all(corrupted[~masked] == FIRST)
+    changed = corrupted[masked]
+    total = changed.size
+    vocabulary = len(KINDS)
+    # A random token may by chance be the mask token or the token itself.
+    expected = {MASK: 0.8 + 0.1 / vocabulary, FIRST: 0.1 + 0.1 / vocabulary}
+    for token, share in expected.items():
+        assert abs(np.mean(changed == token) - share) < 4.5 * np.sqrt(share * (1 - share) / total)
+    others = changed[(changed != MASK) & (changed != FIRST)]
+    counts = np.bincount(others, minlength=vocabulary)
+    counts = np.delete(counts, [MASK, FIRST])
+    mean = counts.mean()
+    assert np.sum((counts - mean) ** 2 / mean) < 998 + 4.5 * np.sqrt(2 * 998)
+
+
+def test_decoder_rows_see_half_and_never_themselves():
+    ids = text(WORD_LENGTHS * 4)
+    batch, length = 64, len(ids) + 7
+    token_ids = np.full((batch, length), PAD, np.int32)
+    token_ids[:, : len(ids)] = ids
+    lengths = np.full(batch, len(ids), np.int32)
+    seeds = sample_seeds(0, jnp.arange(batch, dtype=jnp.uint32))
+    visible = np.asarray(
+        jax.jit(lambda *a: masking.decoder_masks(*a, VOCABULARY, 0.5))(token_ids, lengths, seeds)
+    )
+    n = len(ids)
+    assert not visible[:, :, n:].any()
+    assert not np.any(np.diagonal(visible, axis1=1, axis2=2))
+    assert np.all(visible[:, 1:n, 0]) and np.all(visible[:, : n - 1, n - 1])
+
+    generator = random.Random(0)
+    plain = np.zeros((batch, n, n), bool)
+    distinct_plain = []
+    for rows in plain:
+        drawn = [plain_whole_word_mask(ids, 0.5, generator) for _ in range(min(n, 256))]
+        picked = [generator.randint(0, min(n, 256) - 1) for _ in range(n)]
+        distinct_plain.append(len(set(picked)))
+        for i, row in enumerate(rows):
+            row[drawn[picked[i]]] = True
+        rows |= np.eye(n, dtype=bool)
+    a, b = visible[:, :n, :n].mean(), 1 - plain.mean()
+    assert abs(a - b) < 0.002
+    # How many different masks the rows of a text share: n draws from n samples.
+    inner = ~np.eye(n, dtype=bool)
+    distinct = []
+    for rows in visible[:, :n, :n]:
+        masked = ~rows & inner
+        # Rows with the same mask differ at most in their own diagonal element: compare them without both columns.
+        representatives = []
+        for i in range(n):
+            for j in representatives:
+                if not np.any(np.delete(masked[i] ^ masked[j], [i, j])):
+                    break
+            else:
+                representatives.append(i)
+        distinct.append(len(representatives))
+    assert abs(np.mean(distinct) - np.mean(distinct_plain)) < 4.5 * np.std(distinct_plain) / np.sqrt(batch / 2)
+
+
+def test_same_masks_on_any_number_of_devices():
+    batch, length = 16, 48
+    generator = np.random.default_rng(0)
+    token_ids = generator.integers(FIRST, 999, (batch, length)).astype(np.int32)
+    token_ids[:, 0] = CLS
+    lengths = generator.integers(3, length + 1, batch).astype(np.int32)
+    for row, n in zip(token_ids, lengths, strict=True):
+        row[n - 1], row[n:] = SEP, PAD
+    seeds = np.asarray(sample_seeds(0, jnp.arange(batch, dtype=jnp.uint32)))
+
+    def masks(token_ids, lengths, seeds):
+        return (
+            *masking.encoder_masks(token_ids, lengths, seeds, VOCABULARY, 0.3),
+            masking.decoder_masks(token_ids, lengths, seeds, VOCABULARY, 0.5),
+        )
+
+    expected = jax.jit(masks)(token_ids, lengths, seeds)
+    mesh = parallel.data_mesh(batch)
+    with jax.set_mesh(mesh):
+        found = jax.jit(masks)(*jax.device_put((token_ids, lengths, seeds), parallel.over_batch(mesh)))
+    for a, b in zip(found, expected, strict=True):
+        assert len(a.sharding.device_set) == 8
+        np.testing.assert_array_equal(a, b)
