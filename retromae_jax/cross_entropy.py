@@ -61,38 +61,42 @@ _chunked.defvjp(_forward, _backward)
 
 def _scan(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V, *, with_gradients):
     batch, positions, _ = hidden_BxKxD.shape
-    chunk = min(positions, max(1, POSITIONS_PER_CHUNK // batch))
-    chunks = -(-positions // chunk)
+    total = batch * positions
+    chunk = min(total, POSITIONS_PER_CHUNK)
+    chunks = -(-total // chunk)
     cast_table_VxD = table_VxD.astype(hidden_BxKxD.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def split(x):
-        """[B, K, ...] -> [chunks, B, chunk, ...], zero-padded: the padding's weight is 0."""
-        padded = jnp.pad(x, [(0, 0), (0, chunks * chunk - positions)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(padded.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
+        """[B, K, ...] -> [chunks, chunk, ...], zero-padded: the padding's weight is 0."""
+        x = x.reshape(total, *x.shape[2:])
+        x = jnp.pad(x, [(0, chunks * chunk - total)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(chunks, chunk, *x.shape[1:])
 
     def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * chunk, *x.shape[3:])[:, :positions]
+        return x.reshape(chunks * chunk, *x.shape[2:])[:total].reshape(batch, positions, *x.shape[2:])
 
     def body(sums, inputs):
-        h_BxCxD, labels_BxC, weights_BxC = inputs
-        logits_BxCxV = product("BCD,VD->BCV", h_BxCxD, cast_table_VxD) + bias_V
-        highest_BxC = jnp.max(logits_BxCxV, axis=-1)
-        log_sum_BxC = highest_BxC + jnp.log(jnp.sum(jnp.exp(logits_BxCxV - highest_BxC[..., None]), axis=-1))
-        label_BxC = jnp.take_along_axis(logits_BxCxV, labels_BxC[..., None], axis=-1)[..., 0]
-        losses_BxC = log_sum_BxC - label_BxC
+        hidden_CxD, labels_C, weights_C = inputs
+        logits_CxV = product("CD,VD->CV", hidden_CxD, cast_table_VxD) + bias_V
+        highest_C = jnp.max(logits_CxV, axis=-1)
+        exponentials_CxV = jnp.exp(logits_CxV - highest_C[:, None])
+        sum_C = jnp.sum(exponentials_CxV, axis=-1)
+        label_C = jnp.take_along_axis(logits_CxV, labels_C[:, None], axis=-1)[:, 0]
+        losses_C = highest_C + jnp.log(sum_C) - label_C
         loss, d_table_VxD, d_bias_V = sums
-        outputs = (losses_BxC, label_BxC >= highest_BxC)
-        loss += jnp.sum(losses_BxC * weights_BxC)
+        outputs = (losses_C, label_C >= highest_C)
+        loss += jnp.sum(losses_C * weights_C)
         if not with_gradients:
             return (loss, d_table_VxD, d_bias_V), (outputs, None)
-        is_label_BxCxV = labels_BxC[..., None] == jnp.arange(bias_V.size, dtype=labels_BxC.dtype)
-        d_logits_BxCxV = (jnp.exp(logits_BxCxV - log_sum_BxC[..., None]) - is_label_BxCxV) * weights_BxC[..., None]
-        d_bias_V += jnp.sum(d_logits_BxCxV, axis=(0, 1))
-        d_logits_BxCxV = d_logits_BxCxV.astype(h_BxCxD.dtype)
-        d_table_VxD += product("BCV,BCD->VD", d_logits_BxCxV, h_BxCxD)
-        d_hidden_BxCxD = product("BCV,VD->BCD", d_logits_BxCxV, cast_table_VxD).astype(h_BxCxD.dtype)
-        return (loss, d_table_VxD, d_bias_V), (outputs, d_hidden_BxCxD)
+        is_label_CxV = labels_C[:, None] == jnp.arange(bias_V.size, dtype=labels_C.dtype)
+        d_logits_CxV = exponentials_CxV * (weights_C / sum_C)[:, None]
+        d_logits_CxV = jnp.where(is_label_CxV, d_logits_CxV - weights_C[:, None], d_logits_CxV)
+        d_bias_V += jnp.sum(d_logits_CxV, axis=0)
+        d_logits_CxV = d_logits_CxV.astype(hidden_CxD.dtype)
+        d_table_VxD += product("CV,CD->VD", d_logits_CxV, hidden_CxD)
+        d_hidden_CxD = product("CV,VD->CD", d_logits_CxV, cast_table_VxD).astype(hidden_CxD.dtype)
+        return (loss, d_table_VxD, d_bias_V), (outputs, d_hidden_CxD)
 
     # The sums start from zeros made of the inputs, so that inside shard_map they vary over devices as they must.
     zero = jnp.zeros_like(weights_BxK[0, 0])

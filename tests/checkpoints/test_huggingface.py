@@ -1,0 +1,219 @@
+"""Directories that leave the project, opened with the packages that people use; and those that come in."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from retromae_jax.checkpoints import huggingface
+from retromae_jax.checkpoints.hub import resolve
+from retromae_jax.checkpoints.loading import EncoderSettings, open_model
+from retromae_jax.data.tokenization import load_tokenizer
+from retromae_jax.encoder import Encoder
+from retromae_jax.errors import InputError
+from retromae_jax.models import parameters
+from retromae_jax.models.bert import BertConfig
+from retromae_jax.objectives import retromae
+from retromae_jax.retrieval.encode import encode_texts
+
+TEXTS = ["A compact encoder.", "Retrieval-oriented pre-training makes [CLS] carry the text, unbelievably!", "naïve"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm_directory):
+    return load_tokenizer(str(minilm_directory))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small random pretraining model: config, graph, parameters."""
+    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+
+    def build(rngs):
+        return retromae.Model(config, "position", jnp.float32, rngs)
+
+    weights = parameters.initialize(build, seed=1)
+    generator = np.random.default_rng(0)
+    weights = {k: v + 0.1 * generator.standard_normal(v.shape, np.float32) for k, v in weights.items()}
+    return config, parameters.structure(build)[0], weights
+
+
+@pytest.fixture
+def loads_cleanly(caplog):
+    """Runs `from_pretrained` and fails on any warning, missing or unexpected key."""
+
+    def load(auto_class, directory):
+        with caplog.at_level(logging.WARNING):
+            loaded, info = auto_class.from_pretrained(directory, output_loading_info=True)
+        assert not any(info.values()), info
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+        return loaded.eval()
+
+    return load
+
+
+@pytest.mark.parametrize("pooling, normalize", [("cls", False), ("mean", True)])
+def test_encoder_directory_opens_everywhere_with_equal_vectors(
+    tmp_path, model, tokenizer, loads_cleanly, pooling, normalize
+):
+    import sentence_transformers
+
+    config, _, weights = model
+    directory = tmp_path / "exported"
+    huggingface.save_encoder(directory, config, weights, tokenizer, pooling, normalize, max_length=16)
+    encoder = Encoder.from_pretrained(str(directory))
+    assert encoder.settings == EncoderSettings(pooling, normalize, 16)
+    ours = encode_texts(encoder, TEXTS, 16)
+
+    theirs = sentence_transformers.SentenceTransformer(str(directory), device="cpu")
+    assert theirs.max_seq_length == 16
+    assert theirs.similarity_fn_name == ("cosine" if normalize else "dot")
+    np.testing.assert_allclose(theirs.encode(TEXTS), ours, atol=1e-5)
+
+    bert = loads_cleanly(transformers.AutoModel, directory)
+    reloaded = transformers.AutoTokenizer.from_pretrained(directory)
+    inputs = reloaded(TEXTS, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        output = bert(**inputs)
+    if pooling == "cls":
+        np.testing.assert_allclose(output.last_hidden_state[:, 0].numpy(), ours, atol=1e-5)
+        np.testing.assert_allclose(output.pooler_output.numpy(), np.tanh(ours), atol=1e-5)
+
+
+def test_masked_language_model_directory_opens_with_equal_logits_and_carries_the_decoder(
+    tmp_path, model, tokenizer, loads_cleanly
+):
+    config, graph, weights = model
+    directory = tmp_path / "exported"
+    huggingface.save_masked_lm(directory, config, weights, tokenizer)
+    theirs = loads_cleanly(transformers.AutoModelForMaskedLM, directory)
+    inputs = transformers.AutoTokenizer.from_pretrained(directory)(TEXTS, padding=True, return_tensors="pt")
+    bound = parameters.bind(graph, weights)
+    visible = jnp.asarray(inputs["attention_mask"].numpy() > 0)
+    hidden = bound.bert(jnp.asarray(inputs["input_ids"].numpy()), visible)
+    table = weights["bert.embeddings.word_embeddings.embedding"]
+    logits = bound.head(hidden) @ table.T + weights["head.bias"]
+    with torch.no_grad():
+        expected = theirs(**inputs).logits.numpy()
+    np.testing.assert_allclose(np.asarray(logits)[visible], expected[visible], atol=1e-4)
+
+    # Pretraining continues from the directory with every parameter as it was.
+    loaded, report = open_model(str(directory)).parameters(weights)
+    assert report.fresh == [] and report.left_over == []
+    for name, value in weights.items():
+        np.testing.assert_array_equal(loaded[name], value)
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path, model, tokenizer):
+    config, _, weights = model
+    directory = tmp_path / "exported"
+    for max_length in (16, 32):
+        huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, max_length)
+    assert json.loads((directory / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("...")
+    with pytest.raises(InputError, match="is not an earlier export"):
+        huggingface.save_encoder(precious, config, weights, tokenizer, "cls", False, 16)
+    assert (precious / "thesis.tex").exists()
+
+
+def test_weights_and_tokenizer_files_are_readable_by_others(tmp_path, model, tokenizer):
+    config, _, weights = model
+    huggingface.save_masked_lm(tmp_path / "exported", config, weights, tokenizer)
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "exported").iterdir())
+    vocabulary = (tmp_path / "exported" / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    assert vocabulary[101] == "[CLS]" and len(vocabulary) == 30522 + 1
+
+
+@pytest.fixture
+def stored(tmp_path, model, tokenizer):
+    """A masked-language-model directory to spoil."""
+    config, _, weights = model
+    huggingface.save_masked_lm(tmp_path / "stored", config, weights, tokenizer)
+    return tmp_path / "stored"
+
+
+def test_layouts_of_other_releases_load(stored, model):
+    """Unprefixed names, gamma and beta, half precision, a pooler, buffers, several files."""
+    _, _, weights = model
+    tensors = load_file(stored / "model.safetensors")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in tensors.items()
+    }
+    unprefixed = {k.removeprefix("bert."): v for k, v in tensors.items() if k.startswith("bert.")}
+    buffers = {
+        "embeddings.position_ids": np.arange(512)[None],
+        "pooler.dense.weight": np.eye(32, dtype=np.float32),
+    }
+    half = {name: value.astype(np.float16) for name, value in tensors.items()}
+    for changed, tolerance in ((renamed, 0), (unprefixed | buffers, 0), (half, 1e-2)):
+        save_file(changed, stored / "model.safetensors")
+        loaded, report = open_model(str(stored)).parameters(weights)
+        expected_fresh = {"head"} if changed.keys() >= buffers.keys() else set()
+        assert {name.split(".")[0] for name in report.fresh} == expected_fresh
+        assert report.left_over == (["bert.pooler.dense.weight"] if expected_fresh else [])
+        for name, value in loaded.items():
+            assert value.dtype == np.float32
+            np.testing.assert_allclose(value, weights[name], atol=tolerance)
+
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, stored / file)
+    (stored / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (stored / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded, report = open_model(str(stored)).parameters(weights)
+    assert report.fresh == []
+
+
+def test_pickled_weights_are_refused_with_a_remedy_that_works(stored, model):
+    _, _, weights = model
+    tensors = load_file(stored / "model.safetensors")
+    torch.save({name: torch.tensor(value) for name, value in tensors.items()}, stored / "pytorch_model.bin")
+    (stored / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="pickled weights are not read") as error:
+        open_model(str(stored)).parameters(weights)
+    remedy = str(error.value).split("python -c ")[1].strip('"')
+    subprocess.run([sys.executable, "-W", "ignore", "-c", remedy], check=True, capture_output=True)
+    shutil.copy(stored / "objective.safetensors", f"{stored}-safetensors")
+    _, report = open_model(f"{stored}-safetensors").parameters(weights)
+    assert report.fresh == []
+
+
+def test_broken_directories_are_refused(stored, model, tmp_path):
+    _, _, weights = model
+    with pytest.raises(InputError, match=r"model directory './nowhere' does not exist"):
+        resolve("./nowhere")
+    with pytest.raises(InputError, match="the Hugging Face Hub did not give it"):
+        resolve("nobody/nothing")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"no config.json"):
+        open_model(str(empty))
+    weights_file = stored / "model.safetensors"
+    content = weights_file.read_bytes()
+    weights_file.write_bytes(content[:1000])
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        open_model(str(stored)).parameters(weights)
+    weights_file.write_bytes(content)
+    config = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    wrong = open_model(str(stored))
+    _, shapes = parameters.structure(lambda rngs: retromae.Model(wrong.config, "position", jnp.float32, rngs))
+    with pytest.raises(InputError, match="config.json and weights do not belong together"):
+        wrong.parameters(shapes)
+    (stored / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        open_model(str(stored))

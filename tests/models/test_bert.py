@@ -1,0 +1,84 @@
+"""Our BERT against Hugging Face's in PyTorch."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from retromae_jax.checkpoints import huggingface
+from retromae_jax.errors import InputError
+from retromae_jax.models import parameters
+from retromae_jax.models.bert import Bert, BertConfig
+from retromae_jax.objectives import contrastive, retromae
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = np.random.default_rng(0)
+    token_ids = generator.integers(1000, 30000, (4, 37)).astype(np.int32)
+    lengths = np.array([37, 20, 3, 36])
+    return token_ids, np.arange(37) < lengths[:, None]
+
+
+def test_random_weights_give_the_states_and_logits_of_pytorch(batch):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128)
+    theirs = transformers.BertForMaskedLM(transformers.BertConfig(**sizes)).eval()
+    for parameter in theirs.parameters():  # biases and LayerNorm start at 0 and 1, where mistakes would not show
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    config = BertConfig.from_huggingface(theirs.config.to_dict(), "theirs")
+    graph, shapes = parameters.structure(lambda rngs: retromae.Model(config, "position", jnp.float32, rngs))
+    tensors = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    loaded, report = huggingface.from_huggingface(tensors, shapes, "theirs")
+    assert report.left_over == [] and {name.split(".")[0] for name in report.fresh} == {"decoder"}
+    decoder = {name: jnp.zeros(shapes[name].shape) for name in report.fresh}
+    model = parameters.bind(graph, loaded | decoder)
+
+    token_ids, visible = batch
+    hidden = model.bert(jnp.asarray(token_ids), jnp.asarray(visible))
+    logits = model.head(hidden) @ loaded["bert.embeddings.word_embeddings.embedding"].T + loaded["head.bias"]
+    with torch.no_grad():
+        arguments = dict(input_ids=torch.tensor(token_ids).long(), attention_mask=torch.tensor(visible).long())
+        expected_hidden = theirs.bert(**arguments).last_hidden_state.numpy()
+        expected_logits = theirs(**arguments).logits.numpy()
+    np.testing.assert_allclose(np.asarray(hidden)[visible], expected_hidden[visible], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(logits)[visible], expected_logits[visible], atol=1e-4)
+
+
+def test_a_real_checkpoint_gives_the_states_of_pytorch(minilm_directory, batch):
+    theirs = transformers.BertModel.from_pretrained(minilm_directory).eval()
+    config = BertConfig.from_huggingface(huggingface.read_config(minilm_directory), "minilm")
+    graph, shapes = parameters.structure(lambda rngs: contrastive.Model(config, jnp.float32, rngs))
+    tensors = load_file(minilm_directory / "model.safetensors")
+    loaded, report = huggingface.from_huggingface(tensors, shapes, "minilm")
+    assert not report.fresh
+    token_ids, visible = batch
+    hidden = np.asarray(parameters.bind(graph, loaded).bert(jnp.asarray(token_ids), jnp.asarray(visible)))
+    with torch.no_grad():
+        arguments = dict(input_ids=torch.tensor(token_ids).long(), attention_mask=torch.tensor(visible).long())
+        expected = theirs(**arguments).last_hidden_state.numpy()
+    np.testing.assert_allclose(hidden[visible], expected[visible], atol=1e-4)
+
+
+def test_bfloat16_stays_close_to_float32():
+    config = BertConfig(64, 32, 2, 4, 64)
+    states = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        graph, _ = parameters.structure(lambda rngs, dtype=dtype: Bert(config, dtype, rngs))
+        weights = parameters.initialize(lambda rngs: Bert(config, jnp.float32, rngs), seed=0)
+        assert {value.dtype for value in weights.values()} == {jnp.dtype("float32")}
+        hidden = parameters.bind(graph, weights)(jnp.arange(20).reshape(2, 10), jnp.ones((2, 10), bool))
+        assert hidden.dtype == dtype
+        states.append(np.asarray(hidden, np.float32))
+    np.testing.assert_allclose(states[0], states[1], atol=0.1)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="hidden_size 30 is not a multiple of num_attention_heads 4"):
+        BertConfig(hidden_size=30, num_attention_heads=4)
+    with pytest.raises(InputError, match="model_type is 't5'"):
+        BertConfig.from_huggingface({"model_type": "t5"}, "somewhere")
+    with pytest.raises(InputError, match="hidden_act 'silu'"):
+        BertConfig.from_huggingface({"hidden_act": "silu"}, "somewhere")
