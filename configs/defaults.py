@@ -17,12 +17,18 @@ PRETRAINING = {
         "or Hub names NAME, NAME:CONFIG, NAME:CONFIG:SPLIT",
     ),
     "text_field": ("text", "the column (parquet, datasets) or key (jsonl) that holds the text"),
-    "data": ("data/blocks", "directory of the prepared token blocks: train.prepare writes it, train.pretrain reads it"),
+    "data": (
+        "data/blocks",
+        "directory of the prepared token blocks: train.prepare writes it, train.pretrain reads it",
+    ),
     "block_length": (512, "longest block in tokens, [CLS] and [SEP] included"),
     "pack_documents": (False, "let one block hold several short documents"),
     "workers": (0, "processes that tokenize; 0 takes one for each core"),
     # Model.
-    "init": ("", "where weights come from: Hugging Face directory, Hub name or run directory; empty starts at random"),
+    "init": (
+        "",
+        "where weights come from: Hugging Face directory, Hub name or run directory; empty starts at random",
+    ),
     "tokenizer": ("", "directory or Hub name of the tokenizer; empty takes the one beside `init`"),
     "model": (ConfigDict(), "with an empty `init`: the model's sizes under Hugging Face BERT names"),
     "objective": ("retromae", "the pretraining objective: a file of retromae_jax/objectives"),
@@ -55,6 +61,7 @@ FINETUNING = {
             "seed",
             "init",
             "tokenizer",
+            "model",
             "num_epochs",
             "num_steps",
             "learning_rate",
@@ -62,20 +69,28 @@ FINETUNING = {
             "weight_decay",
             "clip_norm",
             "compute_dtype",
+            "length_buckets",
             "log_every",
             "checkpoint_every",
             "checkpoints_to_keep",
         )
     },
-    "collection": ("", "BEIR directory, or directory with MS MARCO's collection.tsv, queries and qrels files"),
+    "titles": (False, "put a passage's title before its text"),
+    "collection": (
+        "",
+        "BEIR directory, or directory with MS MARCO's collection.tsv, queries and qrels files",
+    ),
     "split": ("train", "which qrels of the collection to learn from"),
     "negatives": ((), "files of hard negatives, lines `query-id TAB passage-id,passage-id,...`"),
     "negatives_depth": (200, "hard negatives are drawn from the first this many of a query's list"),
-    "group_size": (8, "passages per query: one positive, the rest negatives; 1 leaves in-batch negatives only"),
+    "group_size": (
+        8,
+        "passages per query: one positive, the rest negatives; 1 leaves in-batch negatives only",
+    ),
     "batch_size": (128, "queries in one optimizer step, over all devices"),
     "query_max_length": (32, "tokens of a query, [CLS] and [SEP] included"),
     "passage_max_length": (128, "tokens of a passage, [CLS] and [SEP] included"),
-    "pooling": ("cls", "sentence embedding: `cls` or `mean`; empty takes what `init` says"),
+    "pooling": ("cls", "sentence embedding: `cls` or `mean`"),
     "normalize": (False, "scale embeddings to length 1 (cosine similarity)"),
     "temperature": (1.0, "scores are divided by this before the softmax"),
 }
@@ -89,3 +104,14 @@ def pretraining() -> ConfigDict:
 def finetuning() -> ConfigDict:
     """The published fine-tuning recipe's settings, for `train.finetune`."""
     return ConfigDict({key: default for key, (default, _) in FINETUNING.items()})
+
+
+def is_tiny(variant: str) -> bool:
+    """Whether `--config FILE:VARIANT` asks for the tiny variant, which every recipe has beside its full one.
+
+    Raises:
+        ValueError: if it asks for another.
+    """
+    if variant not in ("", "tiny"):
+        raise ValueError(f"unknown variant {variant!r}; the only one is `tiny`")
+    return variant == "tiny"

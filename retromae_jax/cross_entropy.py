@@ -53,7 +53,13 @@ def _forward(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V):
 def _backward(gradients, cotangents):
     d_hidden_BxKxD, d_table_VxD, d_bias_V = gradients
     scale = cotangents[0]
-    return (d_hidden_BxKxD * scale).astype(d_hidden_BxKxD.dtype), None, None, d_table_VxD * scale, d_bias_V * scale
+    return (
+        (d_hidden_BxKxD * scale).astype(d_hidden_BxKxD.dtype),
+        None,
+        None,
+        d_table_VxD * scale,
+        d_bias_V * scale,
+    )
 
 
 _chunked.defvjp(_forward, _backward)

@@ -8,12 +8,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from retromae_jax import parallel
-from retromae_jax.checkpoints.loading import EncoderSettings, open_model
+from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
-from retromae_jax.models.pooling import pool
+from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.objectives.contrastive import Model
 
 

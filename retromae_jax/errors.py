@@ -1,1 +1,27 @@
-class InputError(ValueError): pass
+"""Errors that are the user's to mend."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class InputError(ValueError):
+    """Bad input of the user's; the message names the file, where it applies the line, and the remedy."""
+
+
+def exits_on_input_error(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorates a command's `main`: an `InputError` ends it with one line, `error: ...`, and exit status 2."""
+
+    @functools.wraps(command)
+    def main(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return main

@@ -44,9 +44,7 @@ class Progress:
         self.note = ""
         self.bar = None
         if sys.stderr.isatty():
-            self.bar = tqdm(
-                desc=task, total=total, unit=f" {unit}", initial=initial, dynamic_ncols=True, smoothing=0.1
-            )
+            self.bar = tqdm(desc=task, total=total, unit=f" {unit}", initial=initial, dynamic_ncols=True, smoothing=0.1)
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Counts `count` more units as done; `note` (say, the loss) is shown beside the rate."""

@@ -94,9 +94,7 @@ def whole_word_masks(
     # and none is 0, which stands for "no word seen yet" (position 0 holds [CLS]).
     position_mask = jnp.uint32((1 << max(10, (length - 1).bit_length())) - 1)
     element_SxL = jnp.arange(samples, dtype=jnp.uint32)[:, None] << 16
-    random_BxSxL = random_bits.bits(
-        seeds_B[:, None, None], element_SxL + start_BxL[:, None, :].astype(jnp.uint32)
-    )
+    random_BxSxL = random_bits.bits(seeds_B[:, None, None], element_SxL + start_BxL[:, None, :].astype(jnp.uint32))
     key_BxSxL = (random_BxSxL & ~position_mask) | start_BxL[:, None, :].astype(jnp.uint32)
     last = jnp.uint32(0xFFFFFFFF)
     sorted_BxSxL = jax.lax.sort(jnp.where(is_start_BxL[:, None, :], key_BxSxL, last), dimension=2)
@@ -137,9 +135,7 @@ def whole_word_masks(
     return jax.lax.while_loop(words_fit, take_words, state)[0]
 
 
-def corrupt(
-    token_ids_BxL: jax.Array, masked_BxL: jax.Array, seeds_B: jax.Array, vocabulary: Vocabulary
-) -> jax.Array:
+def corrupt(token_ids_BxL: jax.Array, masked_BxL: jax.Array, seeds_B: jax.Array, vocabulary: Vocabulary) -> jax.Array:
     """Replaces masked tokens: 80 % by the mask token, 10 % by a random one, 10 % stay.
 
     Args:
@@ -155,9 +151,7 @@ def corrupt(
     which_BxL = random_bits.uniform(random_bits.stream(seeds_B, "corruption")[:, None], position_L)
     token_BxL = random_bits.uniform(random_bits.stream(seeds_B, "random token")[:, None], position_L)
     random_BxL = (token_BxL * len(vocabulary.kinds)).astype(token_ids_BxL.dtype)
-    replaced_BxL = jnp.where(
-        which_BxL < 0.8, vocabulary.mask_id, jnp.where(which_BxL < 0.9, random_BxL, token_ids_BxL)
-    )
+    replaced_BxL = jnp.where(which_BxL < 0.8, vocabulary.mask_id, jnp.where(which_BxL < 0.9, random_BxL, token_ids_BxL))
     return jnp.where(masked_BxL, replaced_BxL, token_ids_BxL)
 
 
@@ -182,7 +176,11 @@ def decoder_visibility(masks_BxSxL: jax.Array, lengths_B: jax.Array, seeds_B: ja
 
 
 def encoder_masks(
-    token_ids_BxL: jax.Array, lengths_B: jax.Array, seeds_B: jax.Array, vocabulary: Vocabulary, probability: float
+    token_ids_BxL: jax.Array,
+    lengths_B: jax.Array,
+    seeds_B: jax.Array,
+    vocabulary: Vocabulary,
+    probability: float,
 ) -> tuple[jax.Array, jax.Array]:
     """The encoder's masks and its corrupted input: bool [B, L] and int32 [B, L]."""
 
@@ -202,7 +200,11 @@ def encoder_masks(
 
 
 def decoder_masks(
-    token_ids_BxL: jax.Array, lengths_B: jax.Array, seeds_B: jax.Array, vocabulary: Vocabulary, probability: float
+    token_ids_BxL: jax.Array,
+    lengths_B: jax.Array,
+    seeds_B: jax.Array,
+    vocabulary: Vocabulary,
+    probability: float,
 ) -> jax.Array:
     """The decoder's visibility, bool [B, L, L]."""
 
@@ -219,4 +221,3 @@ def decoder_masks(
 
     local = parallel.per_device(on_device, batched=(True, True, True), summed=(False,))
     return local(token_ids_BxL, lengths_B, seeds_B)[0]
-

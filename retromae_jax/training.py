@@ -13,7 +13,6 @@ from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.logging import say
 from retromae_jax.models import parameters
 
-
 # The axis of devices that fine-tuning is mapped over.
 DEVICES = "devices"
 
@@ -43,7 +42,9 @@ def initial_state(
         values |= loaded
     values = jax.device_put(values, sharding)
     return TrainState(
-        jax.device_put(jnp.int32(0), sharding), values, jax.jit(optimizer.init, out_shardings=sharding)(values)
+        jax.device_put(jnp.int32(0), sharding),
+        values,
+        jax.jit(optimizer.init, out_shardings=sharding)(values),
     )
 
 

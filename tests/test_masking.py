@@ -38,7 +38,7 @@ def plain_whole_word_mask(ids, probability, generator):
         else:
             words.append([position])
     generator.shuffle(words)
-    budget = max(1, int(round(len(ids) * probability)))
+    budget = max(1, round(len(ids) * probability))
     masked = []
     for word in words:
         if len(masked) >= budget:
@@ -78,7 +78,10 @@ def test_statistics_equal_those_of_the_published_loop(probability):
         share = expected[count] / samples
         assert abs(found[count] / samples - share) < 4 * np.sqrt(2 * share * (1 - share) / samples) + 1e-4
     # How often each position is masked, and each pair of positions together: 1 % off would be 5 sigma and more.
-    for power in (lambda m: m.mean(axis=0), lambda m: m.astype(np.float32).T @ m.astype(np.float32) / samples):
+    for power in (
+        lambda m: m.mean(axis=0),
+        lambda m: m.astype(np.float32).T @ m.astype(np.float32) / samples,
+    ):
         a, b = power(masks), power(plain)
         sigma = np.sqrt(2 * np.maximum(b * (1 - b), 1e-4) / samples)
         assert np.max(np.abs(a - b) / sigma) < 4.8
@@ -155,9 +158,7 @@ def test_decoder_rows_see_half_and_never_themselves():
     token_ids[:, : len(ids)] = ids
     lengths = np.full(batch, len(ids), np.int32)
     seeds = sample_seeds(0, jnp.arange(batch, dtype=jnp.uint32))
-    visible = np.asarray(
-        jax.jit(lambda *a: masking.decoder_masks(*a, VOCABULARY, 0.5))(token_ids, lengths, seeds)
-    )
+    visible = np.asarray(jax.jit(lambda *a: masking.decoder_masks(*a, VOCABULARY, 0.5))(token_ids, lengths, seeds))
     n = len(ids)
     assert not visible[:, :, n:].any()
     assert not np.any(np.diagonal(visible, axis1=1, axis2=2))

@@ -56,7 +56,5 @@ def _help(command: str, keys: Mapping[str, tuple[object, str]]) -> str:
     lines = [command.strip(), "", "Keys of the config, set in the file or as --config.key=value:"]
     for key, (default, meaning) in keys.items():
         shown = type(default).__name__ if isinstance(default, ConfigDict | tuple) else repr(default)
-        lines += textwrap.wrap(
-            f"{key} ({shown}): {meaning}", 100, initial_indent="  ", subsequent_indent="      "
-        )
+        lines += textwrap.wrap(f"{key} ({shown}): {meaning}", 100, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(lines)

@@ -138,7 +138,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     elif pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pkl")]):
         raise InputError(
             f"{pickled[0]}: pickled weights are not read, because unpickling runs code from the file; convert them "
-            f"where you trust them: python -c \"from transformers import AutoModelForMaskedLM as M; "
+            f'where you trust them: python -c "from transformers import AutoModelForMaskedLM as M; '
             f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
         )
     else:
@@ -150,9 +150,13 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
         try:
             # The flax framework, unlike numpy's, knows bfloat16.
             with safe_open(file, "flax") as opened:
-                tensors.update({name: np.asarray(opened.get_tensor(name), np.float32) for name in opened.keys()})
+                tensors.update(
+                    {name: np.asarray(opened.get_tensor(name), np.float32) for name in opened.keys()  # noqa: SIM118}
+                )
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: cannot be read as safetensors ({error}); fetch or export it again") from error
+            raise InputError(
+                f"{file}: cannot be read as safetensors ({error}); fetch or export it again"
+            ) from error
     return tensors
 
 
@@ -209,7 +213,10 @@ def save_encoder(
 
 
 def save_masked_lm(
-    directory: Path, config: BertConfig, parameters: Mapping[str, np.ndarray], tokenizer: PreTrainedTokenizerBase
+    directory: Path,
+    config: BertConfig,
+    parameters: Mapping[str, np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Writes a directory that `AutoModelForMaskedLM` opens and `init` continues pretraining from.
 
@@ -281,4 +288,6 @@ def _current_name(name: str) -> str:
 
 def _modules(names: list[str]) -> list[str]:
     """The outermost modules that some parameters belong to."""
-    return sorted({".".join(name.split(".")[: 2 if name.startswith(("bert.", "cls.")) else 1]) for name in names})
+    return sorted(
+        {".".join(name.split(".")[: 2 if name.startswith(("bert.", "cls.")) else 1]) for name in names}
+    )

@@ -10,15 +10,7 @@ from retromae_jax.checkpoints.huggingface import LoadReport
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderSettings:
-    """How texts become embeddings: `cls` or `mean` pooling, length 1 or not, longest text in tokens."""
-
-    pooling: str
-    normalize: bool
-    max_length: int
+from retromae_jax.models.pooling import EncoderSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ A checkpoint holds parameters, optimizer state and the number of finished steps.
 pure functions of the config's seed and that number, so a resumed run equals one that never stopped, bit for bit.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from transformers import PreTrainedTokenizerBase
 
 from retromae_jax.errors import InputError
+from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
+from retromae_jax.models.pooling import EncoderSettings
+
+# Settings that a resumed run may change; every other one decides what the run computes.
+MAY_CHANGE = (
+    "workdir",
+    "sources",
+    "text_field",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints_to_keep",
+)
 
 
 class TrainState(NamedTuple):
@@ -41,6 +56,7 @@ class Run:
 
     def __init__(self, directory: str | Path, checkpoints_to_keep: int | None = None):
         self.directory = Path(directory).absolute()
+        self.command = ""
         handler = ocp.StandardCheckpointHandler
         self.checkpoints = ocp.CheckpointManager(
             self.directory / "checkpoints",
@@ -48,30 +64,51 @@ class Run:
             options=ocp.CheckpointManagerOptions(max_to_keep=checkpoints_to_keep, create=True),
         )
 
-    def describe(self, description: Mapping[str, Any], may_change: tuple[str, ...]) -> None:
-        """Writes `run.json`, or checks that the run there is this one.
+    def begin(
+        self,
+        command: str,
+        model: BertConfig,
+        encoder: EncoderSettings,
+        config: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        """Writes what the run is, or checks that the run in the directory is this one.
 
         Args:
-            description: JSON-like; under `config` the run's config.
-            may_change: keys of the config that a resumed run may set anew.
+            command: what the run does.
+            model: sizes of the encoder.
+            encoder: how the run's model makes embeddings.
+            config: the run's settings.
+            tokenizer: the model's.
 
         Raises:
-            InputError: if the directory holds a run with another config.
+            InputError: if the directory holds checkpoints of a run with other settings.
         """
-        path = self.directory / "run.json"
-        description = json.loads(json.dumps(description))
-        if path.exists():
+        self.command = command
+        description = json.loads(
+            json.dumps(
+                {
+                    "command": command,
+                    "model": dataclasses.asdict(model),
+                    "encoder": dataclasses.asdict(encoder),
+                    "config": config,
+                }
+            )
+        )
+        if is_run(self.directory) and self.checkpoints.latest_step() is not None:
             old, new = read_description(self.directory)["config"], description["config"]
             different = [
                 f"{key} (there {old.get(key)!r}, here {new.get(key)!r})"
                 for key in sorted(old.keys() | new.keys())
-                if key not in may_change and old.get(key) != new.get(key)
+                if key not in MAY_CHANGE and old.get(key) != new.get(key)
             ]
-            if different and self.checkpoints.latest_step() is not None:
+            if different:
                 raise InputError(
-                    f"{self.directory} holds a run with another config: {'; '.join(different)}. "
+                    f"{self.directory} holds a run with other settings: {'; '.join(different)}. "
                     "Choose another --config.workdir, or remove that directory"
                 )
+        tokenizer.save_pretrained(self.directory / "tokenizer")
+        path = self.directory / "run.json"
         temporary = path.with_suffix(".incomplete")
         temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         temporary.rename(path)

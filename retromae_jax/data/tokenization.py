@@ -23,7 +23,11 @@ def load_tokenizer(name_or_directory: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{name_or_directory}: no tokenizer can be read there: {reason}") from error
-    if not tokenizer.is_fast or None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+    if not tokenizer.is_fast or None in (
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+        tokenizer.pad_token_id,
+    ):
         raise InputError(f"{name_or_directory}: the tokenizer needs a tokenizer.json and [CLS], [SEP], [PAD] tokens")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -56,7 +56,9 @@ class BertConfig:
         """
         model_type = config.get("model_type", "bert")
         if model_type != "bert":
-            raise InputError(f"{origin}: model_type is {model_type!r}; only BERT models (model_type 'bert') can be read")
+            raise InputError(
+                f"{origin}: model_type is {model_type!r}; only BERT models (model_type 'bert') can be read"
+            )
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise InputError(f"{origin}: position_embedding_type {positions!r}; only 'absolute' can be read")

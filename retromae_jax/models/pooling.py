@@ -1,11 +1,22 @@
 """From token states to one sentence embedding."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from retromae_jax.errors import InputError
 
 POOLINGS = ("cls", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSettings:
+    """How texts become embeddings: `cls` or `mean` pooling, length 1 or not, longest text in tokens."""
+
+    pooling: str
+    normalize: bool
+    max_length: int
 
 
 def pool(hidden_BxLxD: jax.Array, visible_BxL: jax.Array, pooling: str, normalize: bool) -> jax.Array:

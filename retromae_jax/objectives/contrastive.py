@@ -6,9 +6,8 @@ import optax
 from flax import nnx
 
 from retromae_jax import random_bits
-from retromae_jax.checkpoints.loading import EncoderSettings
 from retromae_jax.models.bert import Bert, BertConfig
-from retromae_jax.models.pooling import pool
+from retromae_jax.models.pooling import EncoderSettings, pool
 
 
 class Model(nnx.Module):
@@ -48,7 +47,11 @@ class Contrastive:
     """
 
     def __init__(
-        self, config: BertConfig, settings: EncoderSettings, temperature: float, dtype: jnp.dtype = jnp.float32
+        self,
+        config: BertConfig,
+        settings: EncoderSettings,
+        temperature: float,
+        dtype: jnp.dtype = jnp.float32,
     ):
         self.config, self.settings, self.temperature, self.dtype = config, settings, temperature, dtype
 

@@ -78,9 +78,7 @@ class RetroMAE:
         self.dtype = dtype
 
     @classmethod
-    def from_config(
-        cls, config: Any, bert: BertConfig, vocabulary: masking.Vocabulary, dtype: jnp.dtype
-    ) -> "RetroMAE":
+    def from_config(cls, config: Any, bert: BertConfig, vocabulary: masking.Vocabulary, dtype: jnp.dtype) -> "RetroMAE":
         """The objective with the settings that a recipe's config names."""
         return cls(
             bert,

@@ -15,16 +15,21 @@ from safetensors.numpy import load_file, save_file
 
 from retromae_jax.checkpoints import huggingface
 from retromae_jax.checkpoints.hub import resolve
-from retromae_jax.checkpoints.loading import EncoderSettings, open_model
+from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives import retromae
 from retromae_jax.retrieval.encode import encode_texts
 
-TEXTS = ["A compact encoder.", "Retrieval-oriented pre-training makes [CLS] carry the text, unbelievably!", "naïve"]
+TEXTS = [
+    "A compact encoder.",
+    "Retrieval-oriented pre-training makes [CLS] carry the text, unbelievably!",
+    "naïve",
+]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +217,7 @@ def test_broken_directories_are_refused(stored, model, tmp_path):
     (stored / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
     wrong = open_model(str(stored))
     _, shapes = parameters.structure(lambda rngs: retromae.Model(wrong.config, "position", jnp.float32, rngs))
-    with pytest.raises(InputError, match="config.json and weights do not belong together"):
+    with pytest.raises(InputError, match=r"config\.json and weights do not belong together"):
         wrong.parameters(shapes)
     (stored / "config.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):

@@ -24,7 +24,7 @@ def batch():
 
 def test_random_weights_give_the_states_and_logits_of_pytorch(batch):
     torch.manual_seed(0)
-    sizes = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
     theirs = transformers.BertForMaskedLM(transformers.BertConfig(**sizes)).eval()
     for parameter in theirs.parameters():  # biases and LayerNorm start at 0 and 1, where mistakes would not show
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -40,7 +40,7 @@ def test_random_weights_give_the_states_and_logits_of_pytorch(batch):
     hidden = model.bert(jnp.asarray(token_ids), jnp.asarray(visible))
     logits = model.head(hidden) @ loaded["bert.embeddings.word_embeddings.embedding"].T + loaded["head.bias"]
     with torch.no_grad():
-        arguments = dict(input_ids=torch.tensor(token_ids).long(), attention_mask=torch.tensor(visible).long())
+        arguments = {"input_ids": torch.tensor(token_ids).long(), "attention_mask": torch.tensor(visible).long()}
         expected_hidden = theirs.bert(**arguments).last_hidden_state.numpy()
         expected_logits = theirs(**arguments).logits.numpy()
     np.testing.assert_allclose(np.asarray(hidden)[visible], expected_hidden[visible], atol=1e-4)
@@ -57,7 +57,7 @@ def test_a_real_checkpoint_gives_the_states_of_pytorch(minilm_directory, batch):
     token_ids, visible = batch
     hidden = np.asarray(parameters.bind(graph, loaded).bert(jnp.asarray(token_ids), jnp.asarray(visible)))
     with torch.no_grad():
-        arguments = dict(input_ids=torch.tensor(token_ids).long(), attention_mask=torch.tensor(visible).long())
+        arguments = {"input_ids": torch.tensor(token_ids).long(), "attention_mask": torch.tensor(visible).long()}
         expected = theirs(**arguments).last_hidden_state.numpy()
     np.testing.assert_allclose(hidden[visible], expected[visible], atol=1e-4)
 

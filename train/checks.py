@@ -1,0 +1,59 @@
+"""What must hold before the first step; all that does not is reported at once."""
+
+from collections.abc import Collection
+
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from retromae_jax.checkpoints.loading import Source
+from retromae_jax.errors import InputError
+from retromae_jax.models.bert import BertConfig
+
+DTYPES = ("bfloat16", "float32")
+
+
+def fit(*problems: str | None) -> None:
+    """Raises one InputError that lists the problems, if there are any (None stands for none)."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise InputError("\n  ".join([f"the run cannot start, {len(found)} problem(s):", *found]))
+
+
+def tokenizer_of(config: ConfigDict, source: Source | None) -> str:
+    """Where the tokenizer is: in `config.tokenizer`, or beside the model to start from."""
+    if not config.tokenizer and source is None:
+        raise InputError("with an empty `init`, --config.tokenizer must name a tokenizer's directory")
+    return config.tokenizer or str(source.tokenizer)
+
+
+def known(key: str, value: str, values: Collection[str]) -> str | None:
+    """A problem if a setting's value is unknown."""
+    return None if value in values else f"{key} {value!r} is unknown; known are {', '.join(values)}"
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, bert: BertConfig) -> str | None:
+    """A problem if the tokenizer has words that the model has not."""
+    if len(tokenizer) > bert.vocab_size:
+        return (
+            f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer):,} words, the model's table "
+            f"{bert.vocab_size:,}; they do not belong together"
+        )
+    return None
+
+
+def positions(key: str, length: int, bert: BertConfig) -> str | None:
+    """A problem if texts may be longer than the model has positions."""
+    if not 3 <= length <= bert.max_position_embeddings:
+        return f"{key} {length} is not between 3 and the model's {bert.max_position_embeddings} positions"
+    return None
+
+
+def enough_blocks(config: ConfigDict, blocks: int, held_out_batches: int) -> str | None:
+    """A problem if the data cannot fill the held-out batches and one more."""
+    needed = (held_out_batches + 1) * config.batch_size
+    if blocks < needed:
+        return (
+            f"{config.data} has {blocks:,} blocks; validation_blocks {config.validation_blocks} and batch_size "
+            f"{config.batch_size} need at least {needed:,}"
+        )
+    return None

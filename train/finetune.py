@@ -1,0 +1,120 @@
+"""Fine-tunes an encoder for retrieval: queries against their relevant passages, others in the batch, hard negatives.
+
+    python -m train.finetune --config configs/msmarco.py --config.init runs/wiki
+
+The same command runs on a TPU pod, on GPUs and on a CPU. Started again with the same --config.workdir, it goes on
+from the newest checkpoint there.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from retromae_jax.data.retrieval import load_collection, load_negatives
+
+from configs import defaults
+from retromae_jax import parallel
+from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.checkpoints.train_state import Run
+from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
+from retromae_jax.data.groups import TrainingGroups
+from retromae_jax.data.tokenization import encode_batch, load_tokenizer
+from retromae_jax.errors import exits_on_input_error
+from retromae_jax.logging import say, table
+from retromae_jax.models import parameters
+from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.pooling import POOLINGS, EncoderSettings
+from retromae_jax.objectives.contrastive import Contrastive
+from retromae_jax.optimizer import adamw, learning_rate_schedule
+from retromae_jax.training import finetuning_step, initial_state
+from train import checks, loop
+from train.command_line import parse_config
+
+
+def finetune(config: ConfigDict) -> None:
+    """Trains as `config` (see `configs.defaults`) says.
+
+    Raises:
+        InputError: if config, data, tokenizer and model do not fit together.
+    """
+    # Model and data, checked against each other before any work.
+    source = open_model(config.init) if config.init else None
+    bert = source.config if source else BertConfig(**config.model)
+    tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
+    mesh = parallel.data_mesh(config.batch_size)
+    checks.fit(
+        checks.known("pooling", config.pooling, POOLINGS),
+        checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
+        checks.vocabulary(tokenizer, bert),
+        checks.positions("query_max_length", config.query_max_length, bert),
+        checks.positions("passage_max_length", config.passage_max_length, bert),
+    )
+    collection = load_collection(config.collection, config.split)
+    query_ids = list(collection.qrels)
+    groups = TrainingGroups(
+        positives=[collection.relevant(query_id) for query_id in query_ids],
+        negatives=load_negatives(config.negatives, collection, query_ids),
+        num_passages=len(collection.passages),
+        group_size=config.group_size,
+        negatives_depth=config.negatives_depth,
+        seed=config.seed,
+    )
+    settings = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
+    objective = Contrastive(bert, settings, config.temperature, jnp.dtype(config.compute_dtype))
+    graph, shapes = parameters.structure(objective.model)
+
+    order = BatchOrder(len(query_ids), config.batch_size, config.seed)
+    num_steps = number_of_steps(config.num_steps, config.num_epochs, len(query_ids), config.batch_size)
+
+    def tokens(texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        token_ids, lengths = encode_batch(tokenizer, texts, max_length)
+        length = padded_length(token_ids.shape[1], max_length, config.length_buckets)
+        padding = ((0, 0), (0, length - token_ids.shape[1]))
+        return np.pad(token_ids, padding, constant_values=tokenizer.pad_token_id), lengths
+
+    def batch_of_step(step: int) -> tuple[dict[str, np.ndarray], int]:
+        drawn = [groups.group(*pair) for pair in zip(order.indices(step), order.epochs(step), strict=True)]
+        query_tokens, query_lengths = tokens(
+            [collection.queries[query_ids[index]] for index in order.indices(step)], config.query_max_length
+        )
+        passage_tokens, passage_lengths = tokens(
+            [collection.passages.text(index, config.titles) for group in drawn for index in group],
+            config.passage_max_length,
+        )
+        arrays = {
+            "query_ids": query_tokens,
+            "query_lengths": query_lengths,
+            "passage_ids": passage_tokens,
+            "passage_lengths": passage_lengths,
+            "samples": order.samples(step).astype(np.uint32),
+        }
+        return {name: x.reshape(mesh.size, -1, *x.shape[1:]) for name, x in arrays.items()}, config.batch_size
+
+    # The state: from a checkpoint of this run, from `init`, or fresh.
+    schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)
+    optimizer = adamw(schedule, config.weight_decay, config.clip_norm)
+    run = Run(config.workdir, config.checkpoints_to_keep)
+    run.begin("finetune", bert, settings, config.to_dict(), tokenizer)
+    state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
+    state = run.restore(state)
+    summary = {
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
+        "parameters": f"{sum(value.size for value in shapes.values()):,}",
+        "queries": f"{len(query_ids):,}",
+        "passages": f"{len(collection.passages):,}",
+        "batch": f"{config.batch_size} x {config.group_size}",
+        "steps": f"{num_steps:,}",
+        "from step": f"{int(state.step):,}",
+    }
+    say(table([summary]))
+    step = finetuning_step(objective, graph, optimizer, config.seed)
+    loop.train(config, run, state, num_steps, step, batch_of_step, "queries", schedule)
+
+
+@exits_on_input_error
+def main() -> None:
+    finetune(parse_config(__doc__, defaults.FINETUNING))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The loop that the training commands share: steps, metrics, checkpoints."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from retromae_jax.checkpoints.train_state import Run, TrainState
+from retromae_jax.logging import MetricsLog, Progress, say
+
+
+def train(
+    config: ConfigDict,
+    run: Run,
+    state: TrainState,
+    num_steps: int,
+    step_function: Callable[[TrainState, dict], tuple[TrainState, dict]],
+    batch_of_step: Callable[[int], tuple[dict, int]],
+    unit: str,
+    learning_rate: Callable[[int], Any],
+    measure: Callable[[TrainState], dict[str, float]] | None = None,
+) -> None:
+    """Runs the steps from the state's to `num_steps`, logging and saving on the way.
+
+    Args:
+        config: with `log_every`, `checkpoint_every` and, where there is `measure`, `evaluate_every`.
+        run: the run's directory.
+        state: where to start; used up.
+        num_steps: finished steps at the end.
+        step_function: one optimizer step.
+        batch_of_step: the batch of a step, and how many units it holds.
+        unit: what the speed is counted in, say, tokens.
+        learning_rate: schedule, for the log.
+        measure: measurements on held-out data.
+    """
+    name, first_step = run.command, int(state.step)
+    log = MetricsLog(run.directory, first_step)
+
+    def log_measurements(finished: int) -> None:
+        means = measure(state)
+        log.write(finished, {f"held_out/{key}": value for key, value in means.items()})
+        shown = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in means.items())
+        say(f"{name}: step {finished:,}: held out: {shown}")
+
+    with Progress(name, num_steps, "steps", first_step) as progress:
+        if measure and first_step == 0:
+            log_measurements(0)
+        unlogged, units, since = [], 0, time.monotonic()
+        for step in range(first_step, num_steps):
+            batch, count = batch_of_step(step)
+            state, metrics = step_function(state, batch)
+            # The step before this one is surely done: reading its loss does not hold up the device.
+            note = f"loss {float(unlogged[-1]['loss']):.3f}" if unlogged else ""
+            progress.update(1, note)
+            unlogged.append(metrics)
+            units += count
+            finished = step + 1
+            last = finished == num_steps
+            if last or finished % config.log_every == 0:
+                means = {key: float(np.mean([one[key] for one in unlogged])) for key in metrics}
+                speed = {f"{unit}_per_second": units / (time.monotonic() - since)}
+                log.write(finished, means | speed | {"learning_rate": float(learning_rate(step))})
+                unlogged, units, since = [], 0, time.monotonic()
+            if measure and (last or finished % config.evaluate_every == 0):
+                started = time.monotonic()
+                log_measurements(finished)
+                since += time.monotonic() - started  # measuring is not training
+            if last or finished % config.checkpoint_every == 0:
+                run.save(state)
+    log.close()
+    run.close()
+    say(f"{name}: finished, {run.directory}")
