@@ -1,6 +1,6 @@
 """Training steps: functions from one state and a batch to the next state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source
 from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.logging import say
 from retromae_jax.models import parameters
 
-# The axis of devices that fine-tuning is mapped over.
-DEVICES = "devices"
+# Fine-tuning is mapped over the axis that the state's sharding names, or the first step would be compiled twice.
+DEVICES = parallel.DATA
 
 
 def initial_state(
@@ -71,7 +72,7 @@ def pretraining_step(
             return objective.loss(parameters.bind(graph, values), batch, seed)
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
-        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.global_norm(gradients)}
+        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
 
@@ -92,12 +93,16 @@ def apply_gradients(
 
 
 def finetuning_step(
-    objective: Any, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, seed: int
+    objective: Any,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """One optimizer step of a contrastive objective, mapped over devices.
 
     The arrays of the batch have a leading axis of local devices; state and metrics have none. The state given to it
-    is used up. Arguments as for `pretraining_step`.
+    is used up. Arguments as for `pretraining_step`; `devices` None takes all.
     """
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -106,6 +111,6 @@ def finetuning_step(
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
         gradients, metrics = jax.lax.pmean((gradients, metrics), DEVICES)
-        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.global_norm(gradients)}
+        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
 
-    return jax.pmap(step, axis_name=DEVICES, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    return jax.pmap(step, axis_name=DEVICES, in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices)

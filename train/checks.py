@@ -57,3 +57,10 @@ def enough_blocks(config: ConfigDict, blocks: int, held_out_batches: int) -> str
             f"{config.batch_size} need at least {needed:,}"
         )
     return None
+
+
+def positives(config: ConfigDict, trainable: int, judged: int) -> str | None:
+    """A problem if no query has a relevant passage."""
+    if trainable == 0:
+        return f"none of the {judged:,} queries of {config.collection}, split {config.split}, has a relevant passage"
+    return None

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from retromae_jax.data.retrieval import load_collection, load_negatives
 
 from configs import defaults
 from retromae_jax import parallel
@@ -18,6 +17,7 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
 from retromae_jax.data.groups import TrainingGroups
+from retromae_jax.data.retrieval import load_collection, read_negatives
 from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import say, table
@@ -50,21 +50,24 @@ def finetune(config: ConfigDict) -> None:
         checks.positions("passage_max_length", config.passage_max_length, bert),
     )
     collection = load_collection(config.collection, config.split)
-    query_ids = list(collection.qrels)
+    relevant = dict(zip(collection.queries, collection.relevant_passages(), strict=True))
+    positives = {query: passages for query, passages in relevant.items() if len(passages)}
+    checks.fit(checks.positives(config, len(positives), len(relevant)))
+    queries = [collection.queries[query] for query in positives]
+    passages = collection.passages.texts(config.titles)
     groups = TrainingGroups(
-        positives=[collection.relevant(query_id) for query_id in query_ids],
-        negatives=load_negatives(config.negatives, collection, query_ids),
-        num_passages=len(collection.passages),
-        group_size=config.group_size,
-        negatives_depth=config.negatives_depth,
-        seed=config.seed,
+        list(positives.values()),
+        read_negatives(config.negatives, list(positives), collection.passages, config.negatives_depth),
+        len(passages),
+        config.group_size,
+        config.seed,
     )
     settings = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
     objective = Contrastive(bert, settings, config.temperature, jnp.dtype(config.compute_dtype))
     graph, shapes = parameters.structure(objective.model)
 
-    order = BatchOrder(len(query_ids), config.batch_size, config.seed)
-    num_steps = number_of_steps(config.num_steps, config.num_epochs, len(query_ids), config.batch_size)
+    order = BatchOrder(len(queries), config.batch_size, config.seed)
+    num_steps = number_of_steps(config.num_steps, config.num_epochs, len(queries), config.batch_size)
 
     def tokens(texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         token_ids, lengths = encode_batch(tokenizer, texts, max_length)
@@ -74,12 +77,9 @@ def finetune(config: ConfigDict) -> None:
 
     def batch_of_step(step: int) -> tuple[dict[str, np.ndarray], int]:
         drawn = [groups.group(*pair) for pair in zip(order.indices(step), order.epochs(step), strict=True)]
-        query_tokens, query_lengths = tokens(
-            [collection.queries[query_ids[index]] for index in order.indices(step)], config.query_max_length
-        )
+        query_tokens, query_lengths = tokens([queries[i] for i in order.indices(step)], config.query_max_length)
         passage_tokens, passage_lengths = tokens(
-            [collection.passages.text(index, config.titles) for group in drawn for index in group],
-            config.passage_max_length,
+            [passages[int(i)] for group in drawn for i in group], config.passage_max_length
         )
         arrays = {
             "query_ids": query_tokens,
@@ -100,8 +100,8 @@ def finetune(config: ConfigDict) -> None:
     summary = {
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "parameters": f"{sum(value.size for value in shapes.values()):,}",
-        "queries": f"{len(query_ids):,}",
-        "passages": f"{len(collection.passages):,}",
+        "queries": f"{len(queries):,}",
+        "passages": f"{len(passages):,}",
         "batch": f"{config.batch_size} x {config.group_size}",
         "steps": f"{num_steps:,}",
         "from step": f"{int(state.step):,}",

@@ -12,10 +12,9 @@ class TrainingGroups:
 
     Args:
         positives: for each query, indices of its relevant passages, at least one.
-        negatives: for some queries, by index, indices of hard negatives, best first.
+        negatives: for some queries, by index, indices of hard negatives.
         num_passages: passages of the collection; random ones fill what the hard negatives leave empty.
         group_size: passages in a group, G.
-        negatives_depth: negatives are drawn from the first this many of a query's list.
         seed: of the draws.
 
     Raises:
@@ -28,7 +27,6 @@ class TrainingGroups:
         negatives: Mapping[int, Sequence[int]],
         num_passages: int,
         group_size: int,
-        negatives_depth: int,
         seed: int,
     ):
         most = max(len(passages) for passages in positives)
@@ -39,14 +37,14 @@ class TrainingGroups:
             )
         self.positives, self.negatives = positives, negatives
         self.num_passages, self.group_size = num_passages, group_size
-        self.negatives_depth, self.seed = negatives_depth, seed
+        self.seed = seed
 
     def group(self, query: int, epoch: int) -> np.ndarray:
         """Passage indices, int64 [G], the positive first; no passage twice, no relevant one among the negatives."""
         generator = np.random.default_rng([self.seed, epoch, query])
         relevant = self.positives[query]
         group = [int(relevant[generator.integers(len(relevant))])]
-        candidates = np.asarray(self.negatives.get(query, ())[: self.negatives_depth], np.int64)
+        candidates = np.asarray(self.negatives.get(query, ()), np.int64)
         candidates = candidates[~np.isin(candidates, relevant)]
         group += generator.permutation(candidates)[: self.group_size - 1].tolist()
         taken = {*group, *relevant}
