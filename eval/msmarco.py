@@ -1,0 +1,96 @@
+"""Measures an encoder on MS MARCO, TREC Deep Learning, or any collection in MS MARCO's or BEIR's layout.
+
+    python -m eval.msmarco --model exported/ --collection data/msmarco --split dev
+
+Queries and passages are encoded, all passages are searched exactly with Faiss, and the run is scored: MRR@10,
+Recall@100, Recall@1000, nDCG@10, MAP. Published MS MARCO scores use passages with titles (RocketQA's corpus).
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.measure import argument_parser, open_evaluation, positive, report
+from retromae_jax.encoder import Encoder
+from retromae_jax.errors import exits_on_input_error
+from retromae_jax.retrieval.encode import encode_texts
+from retromae_jax.retrieval.metrics import Scores
+from retromae_jax.retrieval.search import search_faiss
+
+QUERY_MAX_LENGTH = 32
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model", required=True, help="Hugging Face directory or Hub name, or run directory")
+    parser.add_argument(
+        "--query-max-length",
+        type=positive,
+        help=f"tokens of a query (default: {QUERY_MAX_LENGTH}, or the model's own maximum where that is less)",
+    )
+    parser.add_argument(
+        "--passage-max-length", type=positive, help="tokens of a passage (default: the model's own maximum)"
+    )
+    parser.add_argument(
+        "--title-separator",
+        default=" ",
+        help="between title and text (default: a space; the published MS MARCO models want [SEP])",
+    )
+    parser.add_argument("--pooling", choices=("cls", "mean"), help="(default: the model's own)")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="scale embeddings to length 1 (default: the model's own)",
+    )
+    parser.add_argument("--batch-size", type=positive, default=64, help="texts encoded at once (default: 64)")
+    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
+    return parser.parse_args(argv)
+
+
+def evaluate(arguments: argparse.Namespace) -> Scores:
+    """Encodes, searches and reports.
+
+    Raises:
+        InputError: if collection, output or model cannot be used.
+    """
+    # A run or exported directory is called by its name, a model of the Hub by its last part.
+    system = Path(arguments.model).resolve().name
+    collection, output = open_evaluation(arguments, system)
+    encoder = Encoder.from_pretrained(
+        arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
+    )
+    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
+    passage_max_length = arguments.passage_max_length or encoder.max_length
+    passages = collection.passages.texts(arguments.titles, arguments.title_separator)
+
+    started = time.monotonic()
+    query_embeddings = encode_texts(
+        encoder, list(collection.queries.values()), query_max_length, arguments.batch_size, "queries"
+    )
+    passage_embeddings = encode_texts(encoder, passages, passage_max_length, arguments.batch_size, "passages")
+    encoded = time.monotonic()
+    found = search_faiss(query_embeddings, passage_embeddings, arguments.depth)
+    searched = time.monotonic()
+
+    settings = {
+        "model": arguments.model,
+        "query_max_length": query_max_length,
+        "passage_max_length": passage_max_length,
+        "title_separator": arguments.title_separator,
+        "pooling": arguments.pooling,
+        "normalize": arguments.normalize,
+        "batch_size": arguments.batch_size,
+        "compute_dtype": arguments.compute_dtype,
+    }
+    seconds = {"encode": encoded - started, "search": searched - encoded}
+    return report(collection, found, output, system, arguments.titles, settings, seconds)
+
+
+@exits_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    evaluate(_parse(argv))
+
+
+if __name__ == "__main__":
+    main()

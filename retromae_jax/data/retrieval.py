@@ -1,0 +1,692 @@
+"""Retrieval collections: passages, queries, relevance judgements (qrels) and hard negatives.
+
+Two layouts of a collection's directory are read, every file also as `.gz`:
+
+- BEIR: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and, for each split,
+  `qrels/SPLIT.tsv` with the header `query-id corpus-id score`.
+- MS MARCO's own files: passages in `collection.tsv` (`pid TAB text`), or with titles as RocketQA published them, in
+  `corpus.tsv` (`pid TAB title TAB text`) or in `para.txt` and `para.title.txt`; queries in `queries.SPLIT.small.tsv`
+  or `queries.SPLIT.tsv`; judgements in `qrels.SPLIT.small.tsv` or `qrels.SPLIT.tsv` (`qid 0 pid grade`). The splits
+  `dl19` and `dl20` are TREC's Deep Learning tracks: `2019qrels-pass.txt` with `msmarco-test2019-queries.tsv`, and the
+  same for 2020. Passages with titles are taken where there are both.
+
+Passages stay in their file: it is memory-mapped, and only ids and line positions are held, so that collections of
+millions of passages can be read in any order. A `.gz` file is unpacked into a temporary file first.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import mmap
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retromae_jax.errors import InputError
+from retromae_jax.logging import Progress, say
+
+Parsed = TypeVar("Parsed")
+Qrels = dict[str, dict[str, int]]
+
+BEIR_PASSAGES = "corpus.jsonl"
+BEIR_QUERIES = "queries.jsonl"
+MSMARCO_PASSAGES = ("corpus.tsv", "para.txt", "collection.tsv")
+MSMARCO_TITLES = "para.title.txt"
+TREC_DL = {
+    "dl19": ("2019qrels-pass.txt", "msmarco-test2019-queries.tsv"),
+    "dl20": ("2020qrels-pass.txt", "msmarco-test2020-queries.tsv"),
+}
+
+BYTES_AT_ONCE = 2**26
+PASSAGES_AT_ONCE = 2**16
+NEGATIVE_LISTS_AT_ONCE = 2**16
+
+
+class Passage(NamedTuple):
+    """A passage; one without a title has an empty one."""
+
+    title: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """Passages and the judged queries of one split.
+
+    Attributes:
+        directory: where it was read.
+        split: name of the split.
+        passages: all passages.
+        queries: id -> text of the queries that the split judges, in the order of their file.
+        qrels: query id -> {passage id: grade}.
+        relevance_level: smallest grade that counts as relevant where a measure knows relevant and not relevant only:
+            2 in TREC's Deep Learning tracks, else 1.
+    """
+
+    directory: Path
+    split: str
+    passages: "Passages"
+    queries: dict[str, str]
+    qrels: Qrels
+    relevance_level: int
+
+    def relevant_passages(self) -> list[np.ndarray]:
+        """For each query in the order of `queries`, indices of its relevant passages; maybe none."""
+        relevant = [
+            [passage for passage, grade in self.qrels[query].items() if grade >= self.relevance_level]
+            for query in self.queries
+        ]
+        indices = self.passages.indices([passage for passages in relevant for passage in passages])
+        return np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
+
+
+def load_collection(directory: str | Path, split: str) -> Collection:
+    """Reads a collection in either layout and checks that passages, queries and qrels belong together.
+
+    Raises:
+        InputError: if a file is missing, a line is broken, an id stands twice, a query is empty, or the qrels name an
+            unknown query or passage.
+    """
+    directory = Path(directory)
+    files = _locate(directory, split)
+    judgements = _read_judgements(files.qrels, has_header=files.is_beir)
+    queries = _read_queries(files.queries, is_json=files.is_beir)
+    judgements.check_known("query", [query in queries for query in judgements.queries], files.queries)
+    passages = load_passages(directory)
+    judgements.check_known("passage", passages.indices(judgements.passages) >= 0, passages.path)
+    qrels = judgements.qrels()
+    return Collection(
+        directory=directory,
+        split=split,
+        passages=passages,
+        queries={query: text for query, text in queries.items() if query in qrels},
+        qrels=qrels,
+        relevance_level=files.relevance_level,
+    )
+
+
+# Passages.
+
+
+class Passages(Sequence[Passage]):
+    """The passages of a collection in the order of their file.
+
+    Attributes:
+        path: their file.
+        ids: their ids.
+        is_titled: whether any has a title.
+    """
+
+    def __init__(self, lines: "Lines", parse: Callable[[str], tuple[str, str, str]]):
+        self.path, self._lines, self._parse = lines.path, lines, parse
+        self._title_lines: Lines | None = None
+        self.is_titled = False
+        self._empty: list[int] = []
+        chunks = []
+        with Progress(f"read {lines.path.name}", len(lines), "passages") as progress:
+            for start in range(0, len(lines), PASSAGES_AT_ONCE):
+                ids = []
+                for index in range(start, min(start + PASSAGES_AT_ONCE, len(lines))):
+                    passage, title, text = lines.parsed(index, parse)
+                    ids.append(passage)
+                    self.is_titled = self.is_titled or title != ""
+                    if not (title.strip() or text.strip()):
+                        self._empty.append(index)
+                chunks.append(pa.array(ids, pa.large_string()))
+                progress.update(len(ids))
+        self.ids: pa.LargeStringArray = pa.concat_arrays(chunks)
+        _check_unique(self.ids, lines.path)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> Passage: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Passage]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        index = range(len(self))[index]
+        _, title, text = self._lines.parsed(index, self._parse)
+        if self._title_lines is not None and self._title_rows[index] >= 0:
+            _, title = self._title_lines.parsed(self._title_rows[index], _id_and_text)
+        return Passage(title, text)
+
+    def indices(self, ids: Sequence[str] | pa.Array) -> np.ndarray:
+        """Where the passages with these ids stand, int64; -1 for an unknown id. One call for many ids is fastest."""
+        found = pc.index_in(pa.array(ids, pa.large_string()), value_set=self.ids)
+        return found.fill_null(-1).to_numpy().astype(np.int64)
+
+    def texts(self, titles: bool = True, separator: str = " ") -> "PassageTexts":
+        """The passages as the texts that are indexed.
+
+        Args:
+            titles: put each passage's title, if it has one, before its text.
+            separator: between title and text. The published MS MARCO models were trained with `[SEP]`.
+        """
+        return PassageTexts(self, titles, separator)
+
+    def join_titles(self, lines: "Lines") -> None:
+        """Takes the titles from lines `pid TAB title`; a passage without a line there has none."""
+        ids = pa.array([lines.parsed(row, _id_and_text)[0] for row in range(len(lines))], pa.large_string())
+        _check_unique(ids, lines.path)
+        indices = self.indices(ids)
+        if (indices < 0).any():
+            row = int(np.argmax(indices < 0))
+            raise InputError(
+                f"{lines.path}:{row + 1}: {self.path.name} has no passage {ids[row].as_py()!r}; take both files from "
+                "one release"
+            )
+        self._title_lines, self._title_rows = lines, np.full(len(self), -1, np.int64)
+        self._title_rows[indices] = np.arange(len(lines))
+        self.is_titled = True
+
+    def warn_of_empty(self) -> None:
+        """Says how many passages have neither title nor text."""
+        empty = [index for index in self._empty if not self[index].title.strip()]
+        if empty:
+            say(
+                f"{self.path}:{empty[0] + 1}: a passage without title and text, one of {len(empty):,} such; they stay "
+                "in the collection"
+            )
+
+
+class PassageTexts(Sequence[str]):
+    """The texts of passages, made when they are asked for."""
+
+    def __init__(self, passages: Passages, titles: bool, separator: str):
+        self._passages, self._titles, self._separator = passages, titles, separator
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        title, text = self._passages[index]
+        if not self._titles:
+            return text
+        return f"{title}{self._separator}{text}" if title and text else title or text
+
+
+def load_passages(directory: str | Path) -> Passages:
+    """Reads the passages of a collection in either layout.
+
+    A passage with neither title nor text is kept, and said: known collections have some, and leaving them out would
+    change their scores.
+
+    Raises:
+        InputError: if the file is missing or a line of it is broken, or an id stands twice.
+    """
+    directory = Path(directory)
+    path = _passages_file(directory)
+    lines = Lines(path)
+    if _is_beir(path):
+        passages = Passages(lines, _passage_from_json)
+    else:
+        is_titled = lines[0].count("\t") == 2
+        passages = Passages(lines, _id_title_and_text if is_titled else _passage_without_title)
+        titles = _find(directory, MSMARCO_TITLES)
+        if titles is not None and path.name.startswith("para."):
+            passages.join_titles(Lines(titles))
+    passages.warn_of_empty()
+    return passages
+
+
+# Hard negatives.
+
+
+def read_negatives(
+    paths: Sequence[str | Path], query_ids: Sequence[str], passages: Passages, depth: int
+) -> dict[int, np.ndarray]:
+    """Reads files of hard negatives, lines `query-id TAB passage-id,passage-id,...`, the hardest first.
+
+    Several files' lists are interleaved, the first of each, then the second of each, and no passage stands twice.
+
+    Args:
+        paths: the files, also `.gz`.
+        query_ids: ids of the queries that negatives are wanted for; lines of other queries are passed over.
+        passages: the collection's.
+        depth: how many negatives to keep for each query.
+
+    Returns:
+        Index of the query -> indices of its negatives, int32, for the queries that the files name.
+
+    Raises:
+        InputError: if a file is missing, a line is broken, a passage is unknown, or no query of a file is known.
+    """
+    query_indices = {query: index for index, query in enumerate(query_ids)}
+    lists: dict[int, list[np.ndarray]] = {}
+    for path in map(Path, paths):
+        of_file: dict[int, list[np.ndarray]] = {}
+        for query, negatives in _read_negatives(Lines(path), query_indices, passages, depth):
+            of_file.setdefault(query, []).append(negatives)
+        for query, parts in of_file.items():
+            lists.setdefault(query, []).append(np.concatenate(parts))
+    return {query: _interleaved(ranked)[:depth] for query, ranked in lists.items()}
+
+
+def _read_negatives(
+    lines: "Lines", query_indices: Mapping[str, int], passages: Passages, depth: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    known = 0
+    with Progress(f"read {lines.path.name}", len(lines), "lines") as progress:
+        for start in range(0, len(lines), NEGATIVE_LISTS_AT_ONCE):
+            numbers, queries, lists = [], [], []
+            stop = min(start + NEGATIVE_LISTS_AT_ONCE, len(lines))
+            for row in range(start, stop):
+                query, negatives = lines.parsed(row, _query_and_negatives)
+                if query in query_indices and negatives:
+                    numbers.append(row + 1)
+                    queries.append(query_indices[query])
+                    lists.append(negatives)
+            known += len(queries)
+            if queries:
+                split = pc.list_slice(pc.split_pattern(pa.array(lists, pa.large_string()), ","), 0, depth)
+                ends = np.cumsum(pc.list_value_length(split).to_numpy())
+                ids = pc.utf8_trim_whitespace(split.flatten())
+                indices = passages.indices(ids)
+                if (indices < 0).any():
+                    first = int(np.argmax(indices < 0))
+                    number = numbers[int(np.searchsorted(ends, first, side="right"))]
+                    raise InputError(
+                        f"{lines.path}:{number}: {passages.path} has no passage {ids[first].as_py()!r}; mend the "
+                        "line, or take negatives that were made for this collection"
+                    )
+                yield from zip(queries, np.split(indices.astype(np.int32), ends[:-1]), strict=True)
+            progress.update(stop - start)
+    if known == 0:
+        raise InputError(
+            f"{lines.path}: none of its queries is judged in the split; take negatives that were made for this split"
+        )
+    if known < len(lines):
+        say(
+            f"{lines.path}: {len(lines) - known:,} of {len(lines):,} lines name queries of other splits or no negatives"
+        )
+
+
+def _interleaved(lists: list[np.ndarray]) -> np.ndarray:
+    ranks = np.concatenate([np.arange(len(ranked)) for ranked in lists])
+    merged = np.concatenate(lists)[np.argsort(ranks, kind="stable")]
+    _, firsts = np.unique(merged, return_index=True)
+    return merged[np.sort(firsts)]
+
+
+# Files.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    queries: Path
+    qrels: Path
+    is_beir: bool
+    relevance_level: int = 1
+
+
+def _locate(directory: Path, split: str) -> _Files:
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory; name one with a collection in BEIR's or MS MARCO's layout")
+    if _is_beir(_passages_file(directory)):
+        queries = _find(directory, BEIR_QUERIES)
+        if queries is None:
+            raise _missing(directory, "queries", (BEIR_QUERIES,))
+        qrels = _find(directory / "qrels", f"{split}.tsv")
+        if qrels is None:
+            raise _missing(directory / "qrels", f"qrels of a split {split!r}", (f"{split}.tsv",))
+        return _Files(queries, qrels, is_beir=True)
+    if split in TREC_DL:
+        qrels_name, queries_name = TREC_DL[split]
+        choices = {qrels_name: (queries_name,)}
+    else:
+        small, full = f"{split}.small.tsv", f"{split}.tsv"
+        choices = {f"qrels.{small}": (f"queries.{small}", f"queries.{full}"), f"qrels.{full}": (f"queries.{full}",)}
+    for qrels_name, queries_names in choices.items():
+        qrels = _find(directory, qrels_name)
+        if qrels is not None:
+            queries = _first(directory, queries_names)
+            if queries is None:
+                raise _missing(directory, f"queries of the split {split!r}", queries_names)
+            return _Files(queries, qrels, is_beir=False, relevance_level=2 if split in TREC_DL else 1)
+    raise _missing(directory, f"qrels of a split {split!r}", tuple(choices))
+
+
+def _passages_file(directory: Path) -> Path:
+    names = (BEIR_PASSAGES, *MSMARCO_PASSAGES)
+    path = _first(directory, names)
+    if path is None:
+        raise _missing(directory, "passages in BEIR's or MS MARCO's layout", names)
+    return path
+
+
+def _is_beir(passages_file: Path) -> bool:
+    return passages_file.name.startswith(BEIR_PASSAGES)
+
+
+def _find(directory: Path, name: str) -> Path | None:
+    return next((path for path in (directory / name, directory / f"{name}.gz") if path.is_file()), None)
+
+
+def _first(directory: Path, names: Sequence[str]) -> Path | None:
+    return next((path for name in names if (path := _find(directory, name)) is not None), None)
+
+
+def _missing(directory: Path, what: str, names: Sequence[str]) -> InputError:
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    shown = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
+    return InputError(
+        f"{directory}: no {what} there: looked for {', '.join(names)} (or .gz); found {shown or 'nothing'}"
+    )
+
+
+class _BadLineError(ValueError):
+    """What is wrong with a line and the remedy; where the line stands is added by `Lines.parsed`."""
+
+
+class Lines(Sequence[str]):
+    """The lines of a UTF-8 text file, memory-mapped, without line ends and byte order mark.
+
+    Blank lines at the end do not count.
+
+    Raises:
+        InputError: if the file is missing, empty or damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._bytes = _mapped(path)
+        ends = _newlines(self._bytes)
+        if self._bytes[-1:] != b"\n":
+            ends = np.append(ends, len(self._bytes))
+        self._starts, self._ends = np.concatenate([[0], ends[:-1] + 1]), ends
+        if self._bytes[:3] == b"\xef\xbb\xbf":
+            self._starts[0] = 3
+        count = len(ends)
+        while count and not self._bytes[self._starts[count - 1] : self._ends[count - 1]].strip():
+            count -= 1
+        if count == 0:
+            raise InputError(f"{path}: the file is empty; fetch or make it again")
+        self._starts, self._ends = self._starts[:count], self._ends[:count]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
+        line = self._bytes[self._starts[index] : self._ends[index]]
+        try:
+            return line.decode().removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self.path}:{index + 1}: byte {error.start + 1} of the line is not UTF-8; mend the line, or convert "
+                "the file with iconv"
+            ) from None
+
+    def parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
+        """What `parse` makes of a line; its `_BadLineError` becomes an InputError that names file and line."""
+        line = self[index]
+        try:
+            return parse(line)
+        except _BadLineError as problem:
+            raise InputError(f"{self.path}:{index + 1}: {problem}") from None
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("rb"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(_unpacked(path, file))
+            is_empty = file.seek(0, 2) == 0
+            # The map outlives the open file.
+            return b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}; mend its name or its rights") from error
+
+
+def _unpacked(path: Path, packed: IO[bytes]) -> IO[bytes]:
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    lines = 0
+    with gzip.open(packed) as stream:
+        while True:
+            try:
+                chunk = stream.read(BYTES_AT_ONCE)
+            except (EOFError, OSError, zlib.error) as error:
+                unpacked.close()
+                raise InputError(
+                    f"{path}:{lines + 1}: cannot be unpacked any further: {error}; it may be cut short or damaged: "
+                    "fetch it again"
+                ) from error
+            if not chunk:
+                break
+            lines += chunk.count(b"\n")
+            try:
+                unpacked.write(chunk)
+            except OSError as error:
+                raise InputError(
+                    f"{path}: no room to unpack it in {tempfile.gettempdir()}: {error.strerror}; unpack it yourself or "
+                    "set TMPDIR"
+                ) from error
+    unpacked.flush()
+    return unpacked
+
+
+def _newlines(content: mmap.mmap | bytes) -> np.ndarray:
+    every = np.frombuffer(content, np.uint8)
+    found = [
+        start + np.flatnonzero(every[start : start + BYTES_AT_ONCE] == ord("\n"))
+        for start in range(0, len(every), BYTES_AT_ONCE)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+# Lines.
+
+
+def _columns(line: str, names: tuple[str, ...]) -> list[str]:
+    fields = line.split("\t")
+    if len(fields) != len(names):
+        raise _BadLineError(
+            f"{_counted(len(fields), 'field')} where {len(names)} are expected, {' TAB '.join(names)}; mend the line "
+            "(a text must not hold tabs)"
+        )
+    return fields
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _checked_id(value: str) -> str:
+    # Runs and qrels in TREC's format have fields between white space.
+    if value.split() != [value]:
+        raise _BadLineError(
+            f"the id {value!r} is empty or has white space in it; give the passage or query another one"
+        )
+    return value
+
+
+def _id_and_text(line: str) -> tuple[str, str]:
+    identifier, text = _columns(line, ("id", "text"))
+    return _checked_id(identifier), text
+
+
+def _passage_without_title(line: str) -> tuple[str, str, str]:
+    identifier, text = _id_and_text(line)
+    return identifier, "", text
+
+
+def _id_title_and_text(line: str) -> tuple[str, str, str]:
+    identifier, title, text = _columns(line, ("id", "title", "text"))
+    return _checked_id(identifier), title, text
+
+
+def _query_and_negatives(line: str) -> tuple[str, str]:
+    query, negatives = _columns(line, ("query-id", "passage-id,passage-id,..."))
+    return query, negatives.strip()
+
+
+def _json_object(line: str) -> dict:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _BadLineError(f"no valid JSON: {error}; mend or remove the line") from None
+    if not isinstance(record, dict):
+        raise _BadLineError(f"a JSON {type(record).__name__} where an object is expected; write one object a line")
+    return record
+
+
+def _json_id(record: dict) -> str:
+    identifier = record.get("_id")
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        identifier = str(identifier)
+    if not isinstance(identifier, str):
+        raise _BadLineError(f"no text under the key '_id'; the line has {', '.join(map(repr, record)) or 'no keys'}")
+    return _checked_id(_encodable(identifier, "_id"))
+
+
+def _json_text(record: dict, key: str) -> str:
+    text = record.get(key)
+    if not isinstance(text, str):
+        raise _BadLineError(f"no text under the key {key!r}; the line has {', '.join(map(repr, record)) or 'no keys'}")
+    return _encodable(text, key)
+
+
+def _encodable(text: str, key: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _BadLineError(
+            f"{key!r} holds half of a surrogate pair at character {error.start + 1}; mend or remove the line"
+        ) from None
+    return text
+
+
+def _passage_from_json(line: str) -> tuple[str, str, str]:
+    record = _json_object(line)
+    title = _json_text(record, "title") if record.get("title") is not None else ""
+    return _json_id(record), title, _json_text(record, "text")
+
+
+def _query_from_json(line: str) -> tuple[str, str]:
+    record = _json_object(line)
+    return _json_id(record), _json_text(record, "text")
+
+
+def _read_queries(path: Path, is_json: bool) -> dict[str, str]:
+    lines = Lines(path)
+    parse = _query_from_json if is_json else _id_and_text
+    queries: dict[str, str] = {}
+    for row in range(len(lines)):
+        query, text = lines.parsed(row, parse)
+        if not text.strip():
+            raise InputError(f"{path}:{row + 1}: the query {query!r} is empty; give it words or remove it")
+        queries[query] = text
+    if len(queries) < len(lines):
+        _check_unique(pa.array([lines.parsed(row, parse)[0] for row in range(len(lines))]), path)
+    return queries
+
+
+def _check_unique(ids: pa.Array, path: Path) -> None:
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return
+    numbers = ids.dictionary_encode().indices.to_numpy()
+    _, firsts, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    row = int(np.argmax(firsts[inverse] != np.arange(len(ids))))
+    raise InputError(
+        f"{path}:{row + 1}: the id {ids[row].as_py()!r} stands on line {firsts[inverse[row]] + 1} already; remove one "
+        "or give it another id"
+    )
+
+
+# Judgements.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judgements:
+    """The columns of a qrels file, one entry a line from line `first_line` on."""
+
+    path: Path
+    first_line: int
+    queries: list[str]
+    passages: list[str]
+    grades: list[int]
+
+    def check_known(self, kind: str, is_known: Sequence[bool] | np.ndarray, path: Path) -> None:
+        ids = self.queries if kind == "query" else self.passages
+        unknown = np.flatnonzero(~np.asarray(is_known, bool))
+        if len(unknown) == 0:
+            return
+        named = ", ".join(f"{ids[row]!r} (line {row + self.first_line})" for row in unknown[:3])
+        raise InputError(
+            f"{self.path}: {_counted(len(unknown), 'line')} of {len(ids):,} have a {kind} that {path} lacks: {named}"
+            f"{', ...' if len(unknown) > 3 else ''}; take both files from one release"
+        )
+
+    def qrels(self) -> Qrels:
+        qrels: Qrels = {}
+        for row, (query, passage, grade) in enumerate(zip(self.queries, self.passages, self.grades, strict=True)):
+            if qrels.setdefault(query, {}).setdefault(passage, grade) != grade:
+                raise InputError(
+                    f"{self.path}:{row + self.first_line}: query {query!r} and passage {passage!r} were judged "
+                    f"{qrels[query][passage]} on an earlier line; remove one of the two"
+                )
+        return qrels
+
+
+def _read_judgements(path: Path, has_header: bool) -> _Judgements:
+    lines = Lines(path)
+    if has_header:
+        fields = lines[0].split("\t")
+        if len(fields) == 3 and _is_integer(fields[2]):
+            raise InputError(
+                f"{path}:1: the header is missing; put `query-id TAB corpus-id TAB score` before this line"
+            )
+        parse, start = _judgement_of_beir, 1
+    else:
+        parse, start = _judgement_of_trec, 0
+    rows = [lines.parsed(row, parse) for row in range(start, len(lines))]
+    if not rows:
+        raise InputError(f"{path}: there is no judgement in it; fetch or make it again")
+    queries, passages, grades = map(list, zip(*rows, strict=True))
+    return _Judgements(path, start + 1, queries, passages, grades)
+
+
+def _is_integer(field: str) -> bool:
+    try:
+        int(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _judgement_of_beir(line: str) -> tuple[str, str, int]:
+    query, passage, grade = _columns(line, ("query-id", "corpus-id", "score"))
+    return query, passage, _grade(grade)
+
+
+def _judgement_of_trec(line: str) -> tuple[str, str, int]:
+    fields = line.split()
+    if len(fields) != 4:
+        raise _BadLineError(
+            f"{_counted(len(fields), 'field')} where 4 are expected, `query-id 0 passage-id grade`; mend the line"
+        )
+    query, _, passage, grade = fields
+    return query, passage, _grade(grade)
+
+
+def _grade(field: str) -> int:
+    if not _is_integer(field):
+        raise _BadLineError(f"the grade {field!r} is no integer; mend the line, or remove it if it is a header")
+    return int(field)

@@ -1,0 +1,1 @@
+"""Retrieval: embeddings of texts, search, runs and their scores."""
