@@ -65,6 +65,7 @@ def open_evaluation(arguments: argparse.Namespace, system: str) -> tuple[Collect
     Raises:
         InputError: if the collection cannot be read, or the output not written.
     """
+    collection = load_collection(arguments.collection, arguments.split)
     output = arguments.output
     if output is None:
         name = arguments.collection.resolve().name
@@ -74,7 +75,7 @@ def open_evaluation(arguments: argparse.Namespace, system: str) -> tuple[Collect
         tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise InputError(f"{output}: cannot be written to: {error.strerror}; choose another --output") from error
-    return load_collection(arguments.collection, arguments.split), output
+    return collection, output
 
 
 def report(

@@ -150,6 +150,7 @@ def test_mistakes_show_before_the_model_is_loaded(collection, calls, tmp_path, c
         assert errors[-1].startswith("error: ")
         assert message in errors[-1]
     assert calls == []
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
