@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 def exits_on_input_error(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorates a command's `main`: an `InputError` ends it with one line, `error: ...`, and exit status 2."""
+    """Decorates a command's `main`: an `InputError` ends it with the line `error: ...` and exit status 2."""
 
     @functools.wraps(command)
     def main(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:

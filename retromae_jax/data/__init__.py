@@ -1,0 +1,1 @@
+"""Data: from raw text and retrieval collections to batches."""

@@ -1,0 +1,284 @@
+"""Token blocks: documents cut at sentence ends into pieces that fit a row of the model, stored on disk.
+
+The store is a directory in the layout of Hugging Face `datasets`, with one column `token_ids` of token ids
+without special tokens, the format of the original RetroMAE code.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from retromae_jax.data.text import Document, load_saved_dataset
+from retromae_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+COLUMN = "token_ids"
+# [CLS] and [SEP], which training adds.
+SPECIAL_TOKENS = 2
+# A document's last block is dropped if it is shorter than this share of a full one and not the only one.
+SHORTEST_TAIL = 1 / 16
+DESCRIPTION = "prepare.json"
+
+
+# Sentences.
+
+# Words that a period follows within a sentence: titles, months, references, initials and their like.
+_ABBREVIATION = re.compile(
+    r"(?i:adm|al|approx|apr|aug|brig|bros|c|ca|capt|cf|ch|cmdr|col|cpl|dec|dept|dr|eds?|e\.g|eq|est|feb|figs?|fl|fr"
+    r"|gen|gov|hon|i\.e|jan|jr|jul|jun|lt|maj|mar|messrs|mrs?|ms|mt|nos?|nov|oct|op|pp?|pres|prof|rep|rev|sec|sen"
+    r"|sept?|sgt|sr|st|supt|trans|univ|v|viz|vols?|vs)"
+    r"|[A-HJ-Z]|(?:[A-Z]\.)+[A-Z]"
+)
+_SENTENCE_END = re.compile(
+    r"""(?<![.!?…])[.!?…]+["'”’»)\]]*\s+"""  # Latin punctuation and a space
+    r"""|[。！？｡]+[”’」』）]*\s*"""  # Chinese and Japanese punctuation
+    r"""|\n\s*"""
+)
+
+
+def sentences(text: str) -> list[str]:
+    """Splits text into sentences without blanks around them; together they hold all of its words.
+
+    A period does not end a sentence behind an abbreviation or an initial (`Dr. Smith`, `J. S. Bach`), nor where
+    the next word begins in lower case. A line end does, unless the next line begins in lower case; a blank line
+    always does.
+    """
+    found, start = [], 0
+    for match in _SENTENCE_END.finditer(text):
+        if _ends_sentence(text, start, match):
+            found.append(text[start : match.end()].strip())
+            start = match.end()
+    found.append(text[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def _ends_sentence(text: str, start: int, match: re.Match) -> bool:
+    mark = match.group()
+    if mark.count("\n") > 1:
+        return True
+    following = text[match.end() : match.end() + 2].lstrip("\"'“‘«([")
+    if following[:1].islower():
+        return False
+    if "\n" in mark or not mark.startswith(".") or mark.startswith(".."):
+        return True
+    word = text[max(start, match.start() - 20) : match.start()].split()[-1:]
+    last = word[0].lstrip("\"'“‘«([") if word else ""
+    return _ABBREVIATION.fullmatch(last) is None
+
+
+# Packing.
+
+
+def block_lengths(sentence_lengths: Iterable[int], limit: int) -> list[int]:
+    """Packs the sentences of a document greedily into blocks of whole sentences.
+
+    Args:
+        sentence_lengths: tokens of each sentence.
+        limit: the most tokens that a block may have; a sentence that is longer is cut there.
+
+    Returns:
+        Tokens of each block; in sum those of the sentences.
+    """
+    blocks, current = [], 0
+    for length in sentence_lengths:
+        if current and current + length > limit:
+            blocks.append(current)
+            current = 0
+        current += length
+        while current > limit:
+            blocks.append(limit)
+            current -= limit
+    if current:
+        blocks.append(current)
+    return blocks
+
+
+def pack(
+    documents: Sequence[Document], tokenizer: "Tokenizer", block_length: int, pack_documents: bool
+) -> tuple[pa.Table, dict[str, int]]:
+    """Turns documents into blocks.
+
+    Args:
+        documents: in the order in which their blocks come.
+        tokenizer: without truncation and padding.
+        block_length: the most tokens of a block, [CLS] and [SEP] included, though neither is part of it.
+        pack_documents: whether a block may hold several documents.
+
+    Returns:
+        A table with the column `token_ids`, list<int32>; and counts: `documents`, `empty` ones, `blocks`, `tokens`,
+        `dropped_tokens`, and the tokens of the `longest` block.
+    """
+    limit = block_length - SPECIAL_TOKENS
+    lengths, token_ids = [], [np.empty(0, np.int32)]
+    empty = dropped = 0
+    for document in documents:
+        encodings = tokenizer.encode_batch_fast(sentences(document.plain_text()), add_special_tokens=False)
+        ids_of_sentences = [encoding.ids for encoding in encodings]
+        blocks = block_lengths(map(len, ids_of_sentences), limit)
+        if not blocks:
+            empty += 1
+            continue
+        if len(blocks) > 1 and blocks[-1] < SHORTEST_TAIL * limit:
+            dropped += blocks.pop()
+        token_ids.append(np.fromiter(chain.from_iterable(ids_of_sentences), np.int32, sum(blocks)))
+        if pack_documents and lengths and lengths[-1] + blocks[0] <= limit:
+            lengths[-1] += blocks.pop(0)
+        lengths += blocks
+    values = np.concatenate(token_ids)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    counts = {
+        "documents": len(documents),
+        "empty": empty,
+        "blocks": len(lengths),
+        "tokens": len(values),
+        "dropped_tokens": dropped,
+        "longest": max(lengths, default=0),
+    }
+    return pa.table({COLUMN: pa.ListArray.from_arrays(offsets, values)}), counts
+
+
+# Storage.
+
+
+def write_blocks(table: pa.Table, path: Path) -> None:
+    """Writes blocks as an Arrow stream, the files that a saved dataset consists of."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_description(directory: Path, files: Sequence[str], fingerprint: str, settings: Mapping) -> None:
+    """Makes a directory with files of blocks a saved dataset.
+
+    Args:
+        directory: holds the files.
+        files: their names, in order.
+        fingerprint: identifies the contents.
+        settings: how the blocks were made; kept in `prepare.json`.
+    """
+    # `Sequence` is what releases of `datasets` before 4 call a list; later ones read it too.
+    column = {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "Sequence"}
+    info = {"citation": "", "description": "", "features": {COLUMN: column}, "homepage": "", "license": ""}
+    state = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    for name, content in (("dataset_info.json", info), ("state.json", state), (DESCRIPTION, settings)):
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class TokenBlocks:
+    """The blocks of a directory that `train.prepare` or the original RetroMAE code made, memory-mapped.
+
+    Any saved Hugging Face dataset with a column `token_ids` of integer lists will do; of a DatasetDict the
+    split `train` is read.
+
+    Attributes:
+        lengths: tokens of each block, int32 [N].
+        settings: how `train.prepare` made the blocks, from `prepare.json`: `tokenizer`, `tokenizer_fingerprint`,
+            `vocabulary_size`, `block_length` and more; empty for blocks of other making.
+
+    Raises:
+        InputError: if there is no such dataset, it has no such column, or it is empty.
+    """
+
+    def __init__(self, directory: str | Path):
+        directory = Path(directory).expanduser()
+        if not directory.is_dir():
+            unfinished = partial_directory(directory).is_dir()
+            raise InputError(
+                f"{directory}: token blocks {'are not finished' if unfinished else 'do not exist'}; "
+                "make them with: python -m train.prepare --config ..."
+            )
+        dataset = load_saved_dataset(directory)
+        if COLUMN not in dataset.column_names:
+            raise InputError(
+                f"{directory}: no column {COLUMN!r}, but {', '.join(map(repr, dataset.column_names)) or 'none'}; "
+                "make token blocks of it with: python -m train.prepare --config ..."
+            )
+        column = dataset.data.column(COLUMN)
+        if not _is_list_of_integers(column.type):
+            raise InputError(f"{directory}: column {COLUMN!r} holds {column.type}, not lists of integers")
+        if len(column) == 0:
+            raise InputError(f"{directory}: no blocks; make it again with python -m train.prepare --config ...")
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        if any(chunk.null_count or chunk.values.null_count for chunk in chunks):
+            raise InputError(f"{directory}: column {COLUMN!r} has nulls; make it again")
+        # Views on the mapped files: no block is read before it is used.
+        self._token_ids = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._offsets = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._first_rows = np.cumsum([0] + [len(chunk) for chunk in chunks])
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
+        self.settings = _read_settings(directory / DESCRIPTION)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Token ids of a block, without special tokens: an integer view, read-only."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        index %= len(self)
+        chunk = np.searchsorted(self._first_rows, index, side="right") - 1
+        return self._view(chunk, index - self._first_rows[chunk])
+
+    def _view(self, chunk: int, row: int) -> np.ndarray:
+        offsets = self._offsets[chunk]
+        return self._token_ids[chunk][offsets[row] : offsets[row + 1]]
+
+    def batch(
+        self, indices: np.ndarray, length: int, cls_id: int, sep_id: int, pad_id: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows for the model: [CLS], the block, [SEP], padding.
+
+        Args:
+            indices: blocks, integers [B], each in [0, len(self)).
+            length: tokens of a row, at least 2; what is longer is cut.
+            cls_id, sep_id, pad_id: ids of [CLS], [SEP] and [PAD].
+
+        Returns:
+            Token ids, int32 [B, length]; and how many of each row are not padding, int32 [B].
+        """
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"blocks {indices.min()} to {indices.max()} of {len(self)}")
+        token_ids = np.full((len(indices), length), pad_id, np.int32)
+        taken = np.minimum(self.lengths[indices], length - SPECIAL_TOKENS)
+        chunks = np.searchsorted(self._first_rows, indices, side="right") - 1
+        rows = indices - self._first_rows[chunks]
+        for place, (chunk, row, count) in enumerate(zip(chunks, rows, taken, strict=True)):
+            token_ids[place, 1 : count + 1] = self._view(chunk, row)[:count]
+        token_ids[:, 0] = cls_id
+        token_ids[np.arange(len(indices)), taken + 1] = sep_id
+        return token_ids, taken + np.int32(SPECIAL_TOKENS)
+
+
+def partial_directory(directory: Path) -> Path:
+    """Where blocks lie until all are made."""
+    return directory.with_name(directory.name + ".partial")
+
+
+def _read_settings(path: Path) -> dict[str, object]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path}: damaged: {error}; remove the directory and make it again") from None
+
+
+def _is_list_of_integers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and pa.types.is_integer(kind.value_type)
