@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = defaults.pretraining()
     config.workdir = "runs/wiki"
     config.data = "data/wiki"
+    config.pack_documents = True  # BookCorpus comes a sentence a document
     config.sources = ("wikimedia/wikipedia:20231101.en", "SamuelYang/bookcorpus")
     config.init = "google-bert/bert-base-uncased"
     config.block_length = 512

@@ -1,13 +1,20 @@
-"""The command line that the training commands share: `--config FILE[:VARIANT] --config.key=value ...`."""
+"""The command line that the training commands share: `--config FILE[:VARIANT] --config.key=value ...`.
 
+Values are read as the type of the key's default; several strings are separated by commas."""
+
+import argparse
+import ast
 import contextlib
-import os
+import importlib.util
 import sys
 import textwrap
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+
+from retromae_jax.errors import InputError
 
 
 def parse_config(command: str, keys: Mapping[str, tuple[object, str]], argv: Sequence[str] | None = None) -> ConfigDict:
@@ -22,33 +29,83 @@ def parse_config(command: str, keys: Mapping[str, tuple[object, str]], argv: Seq
         The recipe's config, its keys locked.
 
     Raises:
-        SystemExit: with the help (status 0 for `--help`, else 2), or with one line that names the mistake.
+        SystemExit: after the help, with status 0 for `--help` and 2 without arguments.
+        InputError: if the file, a key or a value is wrong.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "--help" in argv or "-h" in argv:
         print(_help(command, keys))
         raise SystemExit(0 if argv else 2)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
-    try:
-        # The library prints the whole config to the terminal when a key is unknown: the message says enough.
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            rest = values(["command", *argv])
-        config = values.config
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, SyntaxError) as error:
-        raise SystemExit(f"error: {_one_line(error, argv)}") from None
-    if len(rest) > 1:
-        raise SystemExit(f"error: unexpected argument {rest[1]!r}; keys are set as --config.key=value")
-    if config is None:
-        raise SystemExit("error: --config FILE is missing, for example --config configs/demo.py")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    arguments, overrides = parser.parse_known_args(argv)
+    if not arguments.config:
+        raise InputError("--config FILE is missing, for example --config configs/demo.py")
+    config = _load(arguments.config)
+    _override(config, overrides)
     return config
 
 
-def _one_line(error: Exception, argv: list[str]) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; --config takes a recipe such as configs/wiki.py"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    message = lines[-1] if "Did you mean" in lines[-1] else lines[0]
+def _override(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Applies `--config.key=value` and `--config.key value` to the config."""
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, separator, value = argument.partition("=")
+        if not name.startswith("--config."):
+            raise InputError(f"unexpected argument {argument!r}; settings are given as --config.key=value")
+        if not separator:
+            if not rest:
+                raise InputError(f"{name} needs a value: {name}=VALUE")
+            value = rest.pop(0)
+        *parents, key = name.removeprefix("--config.").split(".")
+        try:
+            owner = config
+            for parent in parents:
+                owner = owner[parent]
+            # Each key is known, but for `model`'s, which are the fields of the model's sizes.
+            with owner.unlocked() if parents == ["model"] else contextlib.nullcontext():
+                owner[key] = _value(value, owner[key] if key in owner or not parents else None)
+        except (KeyError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+            raise InputError(f"{name}={value}: {_one_line(error)}") from error
+
+
+def _value(text: str, default: object) -> object:
+    """Reads a value of the same type as the default; of any type where there is none."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError("must be true or false")
+        return text.lower() == "true"
+    if isinstance(default, int | float):
+        return type(default)(text)
+    if isinstance(default, tuple):
+        return tuple(part for part in text.split(",") if part)
+    return ast.literal_eval(text)
+
+
+def _load(argument: str) -> ConfigDict:
+    """The config that `FILE` or `FILE:VARIANT` describes: what the file's `get_config(variant)` returns."""
+    file, _, variant = argument.partition(":")
+    if not Path(file).is_file():
+        raise InputError(f"config file {file} does not exist; --config takes a recipe such as configs/wiki.py")
+    spec = importlib.util.spec_from_file_location("recipe", file)
+    try:
+        recipe = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(recipe)
+        return recipe.get_config(variant).lock()
+    except SyntaxError as error:
+        raise InputError(f"{file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:  # a recipe is the user's code and may raise anything
+        line = next((frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file), "")
+        raise InputError(f"config file {file}:{line}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The line of an error's message that helps: it names the nearest valid key, or else comes first."""
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
+    message = next((line for line in lines if "Did you mean" in line), lines[0] if lines else type(error).__name__)
     return message.strip("\"'")
 
 

@@ -150,13 +150,10 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
         try:
             # The flax framework, unlike numpy's, knows bfloat16.
             with safe_open(file, "flax") as opened:
-                tensors.update(
-                    {name: np.asarray(opened.get_tensor(name), np.float32) for name in opened.keys()  # noqa: SIM118}
-                )
+                for name in opened.keys():  # noqa: SIM118, it is no dictionary
+                    tensors[name] = np.asarray(opened.get_tensor(name), np.float32)
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{file}: cannot be read as safetensors ({error}); fetch or export it again"
-            ) from error
+            raise InputError(f"{file}: cannot be read as safetensors ({error}); fetch or export it again") from error
     return tensors
 
 
@@ -288,6 +285,4 @@ def _current_name(name: str) -> str:
 
 def _modules(names: list[str]) -> list[str]:
     """The outermost modules that some parameters belong to."""
-    return sorted(
-        {".".join(name.split(".")[: 2 if name.startswith(("bert.", "cls.")) else 1]) for name in names}
-    )
+    return sorted({".".join(name.split(".")[: 2 if name.startswith(("bert.", "cls.")) else 1]) for name in names})

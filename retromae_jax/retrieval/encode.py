@@ -1,7 +1,8 @@
 """Encoding many texts: sorted by length within windows, padded to a few fixed lengths, in input order at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from retromae_jax.data.batches import padded_length
@@ -36,25 +37,34 @@ def encode_texts(
     batch_size = -(-batch_size // encoder.mesh.size) * encoder.mesh.size
     embeddings = np.empty((len(texts), encoder.dimension), np.float32)
     with Progress(f"encode {task}", len(texts), task) as progress:
-        for start in range(0, len(texts), WINDOW):
-            window = texts[start : start + WINDOW]
-            token_ids, lengths = encode_batch(encoder.tokenizer, window, max_length)
-            by_length = np.argsort(-lengths, kind="stable")
-            waiting = None
-            for first in range(0, len(window), batch_size):
-                rows = by_length[first : first + batch_size]
-                length = padded_length(int(lengths[rows].max()), max_length, LENGTH_BUCKETS)
-                filled = np.resize(rows, batch_size)  # the last batch repeats texts to keep its shape
-                batch = np.full((batch_size, length), encoder.tokenizer.pad_token_id, np.int32)
-                width = min(length, token_ids.shape[1])
-                batch[:, :width] = token_ids[filled, :width]
-                running = (start + rows, encoder.embed(batch, lengths[filled]))
-                # While the device works on this batch, the one before it is fetched.
-                for done_rows, done in filter(None, [waiting]):
-                    embeddings[done_rows] = np.asarray(done)[: len(done_rows)]
-                    progress.update(len(done_rows))
-                waiting = running
-            for done_rows, done in filter(None, [waiting]):
-                embeddings[done_rows] = np.asarray(done)[: len(done_rows)]
-                progress.update(len(done_rows))
+
+        def fetch(rows: np.ndarray, result: jax.Array) -> None:
+            embeddings[rows] = np.asarray(result)[: len(rows)]
+            progress.update(len(rows))
+
+        running = None
+        for rows, token_ids, lengths in _batches(encoder, texts, max_length, batch_size):
+            before, running = running, (rows, encoder.embed(token_ids, lengths))
+            # While the device works on this batch, the one before it is fetched.
+            if before is not None:
+                fetch(*before)
+        if running is not None:
+            fetch(*running)
     return embeddings
+
+
+def _batches(
+    encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Numbers of up to `batch_size` texts; their token ids, int32 [batch_size, L]; their lengths [batch_size]."""
+    for start in range(0, len(texts), WINDOW):
+        token_ids, lengths = encode_batch(encoder.tokenizer, texts[start : start + WINDOW], max_length)
+        by_length = np.argsort(-lengths, kind="stable")
+        for first in range(0, len(by_length), batch_size):
+            rows = by_length[first : first + batch_size]
+            length = padded_length(int(lengths[rows].max()), max_length, LENGTH_BUCKETS)
+            filled = np.resize(rows, batch_size)  # the last batch repeats texts to keep its shape
+            batch = np.full((batch_size, length), encoder.tokenizer.pad_token_id, np.int32)
+            width = min(length, token_ids.shape[1])
+            batch[:, :width] = token_ids[filled, :width]
+            yield start + rows, batch, lengths[filled]

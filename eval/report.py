@@ -1,0 +1,163 @@
+"""Puts evaluations of one split side by side, with the curves of the runs behind them.
+
+    python -m eval.report --output runs/demo/report \\
+        --evaluation 'BM25=runs/demo/eval/bm25' --evaluation 'fine-tuned=runs/demo/eval/finetuned' \\
+        --run 'pretraining=runs/demo/pretrained' --run 'fine-tuning=runs/demo/finetuned'
+
+Prints a table of the evaluations, what pretraining runs say of the reconstruction gain, and example queries with the
+last evaluation's top hits. Writes metrics.json, curves.png, and run.trec, the last evaluation's run.
+"""
+
+import argparse
+import json
+import shutil
+import textwrap
+from pathlib import Path
+
+import matplotlib
+
+from eval.measure import MEASURES_SHOWN
+from retromae_jax.data.retrieval import load_collection
+from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.logging import table
+from retromae_jax.retrieval.runs import ranking, read_run
+
+EXAMPLES, HITS = 3, 3
+GAIN = "held_out/reconstruction_gain"
+
+
+def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) -> None:
+    """Writes the report and prints it.
+
+    Args:
+        evaluations: name -> output directory of an evaluation command; all of one collection and split.
+        runs: name -> directory of a training run.
+        output: directory of the report, made if it is missing.
+
+    Raises:
+        InputError: if a directory is not what it should be, or the evaluations differ in collection or split.
+    """
+    found = {name: _read_evaluation(directory) for name, directory in evaluations.items()}
+    judged = {(one["collection"], one["split"]) for one in found.values()}
+    if len(judged) > 1:
+        raise InputError(f"the evaluations are of different collections or splits and cannot be compared: {judged}")
+    curves = {name: _read_curves(directory) for name, directory in runs.items()}
+    gains = {
+        name: [(row["step"], row[GAIN]) for row in rows if GAIN in row]
+        for name, rows in curves.items()
+        if any(GAIN in row for row in rows)
+    }
+
+    output.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"system": name} | {measure: one["metrics"][measure] for measure in MEASURES_SHOWN if measure != "MAP"}
+        for name, one in found.items()
+    ]
+    summary = {"evaluations": found, "reconstruction_gain": gains, "training": {k: v[-1:] for k, v in curves.items()}}
+    (output / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    last = list(evaluations.values())[-1]
+    shutil.copyfile(last / "run.trec", output / "run.trec")
+    if curves:
+        _plot(curves, output / "curves.png")
+
+    ((directory, split),) = judged
+    first = next(iter(found.values()))
+    title = f"{Path(directory).name}, {split}: {first['queries']:,} queries, {first['passages']:,} passages"
+    print("\n" + table(rows, title))
+    for name, measured in gains.items():
+        path = ", ".join(f"{gain:.3f} at step {step:,}" for step, gain in measured)
+        print(
+            f"\nreconstruction gain of {name} (decoder loss with another text's sentence embedding less the loss with\n"
+            f"the text's own, nats per token): {path}"
+        )
+    print("\n" + _examples(directory, split, last / "run.trec"))
+    print(f"\nreport: {output}")
+
+
+def _read_evaluation(directory: Path) -> dict:
+    try:
+        return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory / 'metrics.json'}: {error}; run the evaluation again") from error
+
+
+def _read_curves(directory: Path) -> list[dict[str, float]]:
+    try:
+        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory / 'metrics.jsonl'}: {error}; is it the directory of a training run?") from error
+
+
+def _examples(directory: str, split: str, run_file: Path) -> str:
+    """Queries spread evenly over the split, so that nobody has picked them, with the top hits; `*` marks relevant."""
+    collection = load_collection(directory, split)
+    run = read_run(run_file)
+    queries = list(collection.queries)
+    lines = []
+    for number in range(EXAMPLES):
+        query = queries[(2 * number + 1) * len(queries) // (2 * EXAMPLES)]
+        lines.append(f"query: {collection.queries[query]}")
+        hits = ranking(run.get(query, {}))[:HITS]
+        indices = collection.passages.indices([passage for passage, _ in hits])
+        for (passage, score), index in zip(hits, indices, strict=True):
+            mark = "*" if collection.qrels[query].get(passage, 0) >= collection.relevance_level else " "
+            title, text = collection.passages[int(index)]
+            shown = textwrap.shorten(f"{title}: {text}" if title else text, 100, placeholder=" ...")
+            lines.append(f"  {mark} {score:.3f}  {shown}")
+    return "\n".join(lines)
+
+
+def _plot(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """One row of panels per run: training losses, and what was measured on held-out data."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = []
+    for name, rows in curves.items():
+        for prefix, kind in (("", "training"), ("held_out/", "held out")):
+            keys = sorted({key for row in rows for key in row if key == f"{prefix}loss" or key.endswith("_loss")})
+            keys = [key for key in keys if key.startswith("held_out/") == bool(prefix)]
+            if keys:
+                panels.append((f"{name}: {kind} loss, nats", rows, keys))
+        if any(GAIN in row for row in rows):
+            panels.append((f"{name}: reconstruction gain, nats per token", rows, [GAIN]))
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(7, 2.6 * len(panels)), squeeze=False)
+    for axis, (title, rows, keys) in zip(axes[:, 0], panels, strict=True):
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            axis.plot(*zip(*points, strict=True), marker=".", label=key.rsplit("/", 1)[-1].replace("_", " "))
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("optimizer step")
+        axis.grid(alpha=0.3)
+        if len(keys) > 1:
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _named_directory(argument: str) -> tuple[str, Path]:
+    name, separator, directory = argument.rpartition("=")
+    if not separator or not name or not directory:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not NAME=DIRECTORY")
+    return name, Path(directory)
+
+
+@exits_on_input_error
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    named = {"action": "append", "type": _named_directory, "metavar": "NAME=DIR", "default": []}
+    parser.add_argument(
+        "--evaluation", required=True, **named, help="output directory of an evaluation, in table order"
+    )
+    parser.add_argument("--run", **named, help="directory of a training run")
+    parser.add_argument("--output", type=Path, required=True, help="directory of the report")
+    arguments = parser.parse_args()
+    report(dict(arguments.evaluation), dict(arguments.run), arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
+
+
+def test_each_pass_has_every_item_once_across_batch_boundaries():
+    order = BatchOrder(size=10, batch_size=4, seed=0)
+    drawn = np.concatenate([order.indices(step) for step in range(10)]).reshape(4, 10)
+    for one_pass in drawn:
+        assert sorted(one_pass) == list(range(10))
+    assert len({tuple(one_pass) for one_pass in drawn}) == 4
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    order = BatchOrder(size=1000, batch_size=64, seed=7)
+    forwards = [order.indices(step) for step in range(40)]
+    fresh = BatchOrder(size=1000, batch_size=64, seed=7)
+    for step in reversed(range(40)):
+        np.testing.assert_array_equal(fresh.indices(step), forwards[step])
+    assert not np.array_equal(BatchOrder(1000, 64, seed=8).indices(0), forwards[0])
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    order = BatchOrder(size=3, batch_size=8, seed=0)
+    assert np.bincount(order.indices(0), minlength=3).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+    assert order.epochs(0).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert order.samples(1).tolist() == list(range(8, 16))
+
+
+@pytest.mark.parametrize(
+    "arguments, steps", [((0, 8.0, 1000, 256), 31), ((0, 0.1, 10, 256), 1), ((5, 8.0, 1000, 256), 5)]
+)
+def test_number_of_steps(arguments, steps):
+    assert number_of_steps(*arguments) == steps
+
+
+@pytest.mark.parametrize("longest, length", [(1, 64), (64, 64), (65, 128), (500, 512), (512, 512)])
+def test_padded_length_takes_the_next_bucket(longest, length):
+    assert padded_length(longest, limit=512, buckets=8) == length
+
+
+def test_padded_length_never_passes_the_limit():
+    assert padded_length(30, limit=30, buckets=8) == 30
+    assert {padded_length(n, limit=100, buckets=3) for n in range(1, 101)} == {34, 68, 100}

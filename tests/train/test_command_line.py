@@ -1,0 +1,84 @@
+import pytest
+
+from configs import defaults
+from retromae_jax.errors import InputError
+from train.command_line import parse_config
+
+DOCUMENTATION = """Pretrains something.
+
+    python -m train.pretrain --config configs/demo.py
+"""
+
+
+def parse(*argv):
+    return parse_config(DOCUMENTATION, defaults.PRETRAINING, argv)
+
+
+def test_file_variant_and_overrides():
+    config = parse("--config", "configs/wiki.py", "--config.batch_size=512", "--config.sources=a.txt,b.txt")
+    assert config.batch_size == 512
+    assert config.sources == ("a.txt", "b.txt")
+    assert config.block_length == 512
+    tiny = parse(
+        "--config=configs/wiki.py:tiny",
+        "--config.init",
+        "runs/wiki",
+        "--config.pack_documents=false",
+        "--config.model.hidden_size=64",
+        "--config.learning_rate=1e-3",
+        "--config.model.hidden_act='relu'",
+    )
+    assert (tiny.block_length, tiny.init, tiny.pack_documents) == (32, "runs/wiki", False)
+    assert (tiny.model.hidden_size, tiny.model.hidden_act, tiny.learning_rate) == (64, "relu", 0.001)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--config=configs/wiki.py", "--config.batch_sise=3"], 'Did you mean "batch_size" instead of "batch_sise"?'),
+        (["--config=configs/wiki.py", "--config.batch_size=many"], "invalid literal for int"),
+        (["--config=configs/wiki.py", "--config.pack_documents=2"], "must be true or false"),
+        (["--config=configs/wiki.py", "--config.seed"], "--config.seed needs a value"),
+        (["--config=configs/wiki.py", "--config.optimizer.seed=2"], "optimizer"),
+        (["--config=configs/wiki.py:huge"], "unknown variant 'huge'; the only one is `tiny`"),
+        (["--config=configs/none.py"], "config file configs/none.py does not exist"),
+        (["--config=configs/wiki.py", "--learning_rate=1"], "unexpected argument '--learning_rate=1'"),
+        (["--config=configs/wiki.py", "more"], "unexpected argument 'more'"),
+        (["--config.batch_size=3"], "--config FILE is missing"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(argv, message):
+    with pytest.raises(InputError) as error:
+        parse(*argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_recipe_is_named_with_its_line(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("def get_config():\n    return (\n")
+    with pytest.raises(InputError, match=r"recipe\.py:2: "):
+        parse(f"--config={recipe}")
+
+
+@pytest.mark.parametrize("argv, status", [(["--help"], 0), ([], 2)])
+def test_help_lists_every_key_with_its_default_and_meaning(argv, status, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse(*argv)
+    assert exit_.value.code == status
+    printed = capsys.readouterr().out
+    assert printed.startswith("Pretrains something.")
+    for key in defaults.PRETRAINING:
+        assert f"  {key} (" in printed
+    assert "batch_size (256): texts in one optimizer step" in printed
+
+
+def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
+    for recipe, keys in {
+        "wiki": defaults.PRETRAINING,
+        "demo": defaults.PRETRAINING,
+        "demo_finetune": defaults.FINETUNING,
+        "msmarco": defaults.FINETUNING,
+    }.items():
+        for variant in ("", ":tiny"):
+            assert set(parse(f"--config=configs/{recipe}.py{variant}")) == set(keys)

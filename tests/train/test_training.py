@@ -1,0 +1,138 @@
+"""The training commands end to end on the demo's text: tiny models, a few steps."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo, demo_finetune, msmarco, wiki
+from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.checkpoints.train_state import Run
+from retromae_jax.encoder import Encoder
+from retromae_jax.errors import InputError
+from retromae_jax.retrieval.encode import encode_texts
+from train import demo_data
+from train.export import export
+from train.finetune import finetune
+from train.prepare import prepare
+from train.pretrain import pretrain
+
+RECIPES = {"wiki": wiki, "demo": demo, "msmarco": msmarco, "demo_finetune": demo_finetune}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, minilm_directory):
+    """A directory with the demo's data under build/demo."""
+    directory = tmp_path_factory.mktemp("work")
+    demo_data.make_demo_data(directory / "build" / "demo")
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def in_directory(directory, monkeypatch):
+    monkeypatch.chdir(directory)
+
+
+def tiny(recipe, **changes):
+    config = RECIPES[recipe].get_config("tiny")
+    config.update(changes)
+    return config
+
+
+def parameters_of(run_directory, step=None):
+    run = Run(run_directory)
+    assert step is None or run.checkpoints.latest_step() == step
+    values = jax.device_get(run.restore_parameters())
+    run.close()
+    return values
+
+
+def metrics_of(run_directory):
+    lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("_per_second")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def pretrained(directory):
+    """The directory of a finished tiny pretraining run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        config = tiny("wiki", workdir="pretrained", workers=1)
+        prepare(config)
+        pretrain(config)
+    return directory / "pretrained"
+
+
+def test_a_resumed_pretraining_equals_one_that_never_stopped(pretrained, tmp_path):
+    expected = parameters_of(pretrained, step=6)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(pretrained, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "6")
+    pretrain(tiny("wiki", workdir=str(resumed)))
+    found = parameters_of(resumed, step=6)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert metrics_of(resumed) == metrics_of(pretrained)
+
+
+def test_pretraining_logs_what_the_user_looks_for(pretrained):
+    lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "held_out/reconstruction_gain" in line]
+    assert [line["step"] for line in training] == [3, 6]
+    assert [line["step"] for line in held_out] == [0, 3, 6]
+    assert training[0].keys() >= {"encoder_loss", "decoder_accuracy", "learning_rate", "tokens_per_second"}
+    assert training[1]["loss"] < training[0]["loss"] < 2 * np.log(30522) * 1.01
+    assert list((pretrained / "tensorboard").iterdir())
+
+
+def test_other_settings_in_the_same_directory_are_refused(pretrained):
+    with pytest.raises(InputError, match=r"learning_rate \(there 0.0001, here 0.1\)"):
+        pretrain(tiny("wiki", workdir=str(pretrained), learning_rate=0.1))
+
+
+def test_all_problems_are_reported_at_once(pretrained, tmp_path):
+    config = tiny("wiki", workdir=str(tmp_path / "never"), block_length=1024, compute_dtype="float8", batch_size=80000)
+    with pytest.raises(InputError, match="3 problem") as error:
+        pretrain(config)
+    for problem in ("block_length 1024", "compute_dtype 'float8'", "validation_blocks 8 and batch_size 80000"):
+        assert problem in str(error.value)
+    assert not (tmp_path / "never").exists()
+    with pytest.raises(InputError, match="batch_size 9 does not divide over 8 devices"):
+        pretrain(tiny("wiki", workdir=str(tmp_path / "never"), batch_size=9))
+
+
+def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_path):
+    config = tiny("msmarco", init=str(pretrained), workdir=str(tmp_path / "run"))
+    finetune(config)
+    expected = parameters_of(tmp_path / "run", step=6)
+    start = parameters_of(pretrained)
+    assert expected.keys() == {name for name in start if name.startswith("bert.")}
+    moved = max(float(np.max(np.abs(expected[name] - start[name]))) for name in expected)
+    assert 0 < moved < 1e-3
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    finetune(config)
+    for name, value in parameters_of(tmp_path / "run", step=6).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+    export(str(tmp_path / "run"), tmp_path / "exported")
+    texts = ["An encoder.", "Something else entirely"]
+    from_run = encode_texts(Encoder.from_pretrained(str(tmp_path / "run")), texts, 16)
+    from_export = encode_texts(Encoder.from_pretrained(str(tmp_path / "exported")), texts, 16)
+    np.testing.assert_array_equal(from_run, from_export)
+    assert not (tmp_path / "exported" / "masked_lm").exists()
+
+
+def test_pretraining_continues_from_its_export(pretrained, tmp_path, capsys):
+    export(str(pretrained), tmp_path / "exported")
+    expected = parameters_of(pretrained)
+    loaded, report = open_model(str(tmp_path / "exported" / "masked_lm")).parameters(expected)
+    assert not report.fresh and not report.left_over
+    for name, value in expected.items():
+        np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+    with pytest.raises(InputError, match="is not the directory of a training run"):
+        export(str(tmp_path / "exported"), tmp_path / "again")
