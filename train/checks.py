@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from retromae_jax.checkpoints.loading import Source
+from retromae_jax.data.blocks import TokenBlocks
+from retromae_jax.data.tokenization import fingerprint
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 
@@ -37,6 +39,16 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, bert: BertConfig) -> str | No
         return (
             f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer):,} words, the model's table "
             f"{bert.vocab_size:,}; they do not belong together"
+        )
+    return None
+
+
+def same_vocabulary(blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A problem if the blocks were made with another vocabulary (blocks of the original code's making do not say)."""
+    if blocks.settings.get("tokenizer_fingerprint", fingerprint(tokenizer)) != fingerprint(tokenizer):
+        return (
+            f"{blocks.directory} was made with the tokenizer {blocks.settings.get('tokenizer')}, whose vocabulary is not "
+            f"that of {tokenizer.name_or_path}; prepare the text again"
         )
     return None
 
