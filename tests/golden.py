@@ -66,7 +66,7 @@ class GoldenCase:
             decoder_visible_BxLxL=jnp.asarray(batch["decoder_attention_mask"]) > 0,
             decoder_labels_BxL=jnp.asarray(batch["decoder_labels"]),
         )
-        masked_limit = int(np.max(np.sum(batch["encoder_labels"] != retromae.IGNORED, axis=1)))
+        masked_limit = max(1, int(np.max(np.sum(batch["encoder_labels"] != retromae.IGNORED, axis=1))))
 
         @jax.jit
         def losses_and_gradients(weights):

@@ -100,12 +100,16 @@ def test_words_are_masked_whole_and_special_tokens_never():
     assert not masks[:, len(ids) - 1 :].any()
 
 
-@pytest.mark.parametrize("length", range(3, 40))
-def test_single_token_words_use_the_budget_exactly(length):
-    ids = text([1] * (length - 2))
-    for probability in (0.3, 0.5, 0.15):
-        masks = device_masks(ids, probability, 4)
-        assert np.all(masks.sum(axis=1) == min(max(1, round(probability * length)), length - 2))
+@pytest.mark.parametrize("probability", [0.15, 0.3, 0.5])
+def test_single_token_words_use_the_budget_exactly(probability):
+    lengths = np.arange(3, 61, dtype=np.int32)
+    token_ids = np.full((len(lengths), 60), PAD, np.int32)
+    for row, length in zip(token_ids, lengths, strict=True):
+        row[:length] = text([1] * (length - 2))
+    seeds = sample_seeds(0, jnp.asarray(lengths))
+    masks = masking.whole_word_masks(token_ids, lengths, seeds, KINDS, probability, samples=4)
+    budgets = [min(max(1, round(probability * int(n))), int(n) - 2) for n in lengths]
+    np.testing.assert_array_equal(np.sum(masks, axis=2), np.repeat(budgets, 4).reshape(-1, 4))
 
 
 def test_edge_cases():

@@ -43,12 +43,12 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, bert: BertConfig) -> str | No
     return None
 
 
-def same_vocabulary(blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A problem if the blocks were made with another vocabulary (blocks of the original code's making do not say)."""
     if blocks.settings.get("tokenizer_fingerprint", fingerprint(tokenizer)) != fingerprint(tokenizer):
         return (
-            f"{blocks.directory} was made with the tokenizer {blocks.settings.get('tokenizer')}, whose vocabulary is not "
-            f"that of {tokenizer.name_or_path}; prepare the text again"
+            f"{directory} was made with the tokenizer {blocks.settings.get('tokenizer')}, whose vocabulary is not that "
+            f"of {tokenizer.name_or_path}; prepare the text again"
         )
     return None
 

@@ -52,7 +52,7 @@ def pretrain(config: ConfigDict) -> None:
         checks.known("objective", config.objective, OBJECTIVES),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
-        checks.same_vocabulary(blocks, tokenizer),
+        checks.same_vocabulary(config.data, blocks, tokenizer),
         checks.positions("block_length", config.block_length, bert),
         checks.enough_blocks(config, len(blocks), held_out_batches),
     )

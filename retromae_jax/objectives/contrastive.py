@@ -31,7 +31,7 @@ def contrastive_loss(
     Returns:
         The mean loss in nats, and the share of queries whose positive has the highest score.
     """
-    scores_QxP = queries_QxD @ passages_PxD.T / temperature
+    scores_QxP = jnp.matmul(queries_QxD, passages_PxD.T, precision="highest") / temperature
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores_QxP, positives_Q))
     return loss, jnp.mean(jnp.argmax(scores_QxP, axis=1) == positives_Q)
 

@@ -94,6 +94,15 @@ def test_other_settings_in_the_same_directory_are_refused(pretrained):
         pretrain(tiny("wiki", workdir=str(pretrained), learning_rate=0.1))
 
 
+def test_blocks_of_another_vocabulary_are_refused(pretrained, tmp_path):
+    other = tmp_path / "blocks"
+    shutil.copytree("data/wiki_tiny", other)
+    settings = json.loads((other / "prepare.json").read_text())
+    (other / "prepare.json").write_text(json.dumps(settings | {"tokenizer_fingerprint": "0" * 16}))
+    with pytest.raises(InputError, match="whose vocabulary is not that of"):
+        pretrain(tiny("wiki", data=str(other), workdir=str(tmp_path / "run")))
+
+
 def test_all_problems_are_reported_at_once(pretrained, tmp_path):
     config = tiny("wiki", workdir=str(tmp_path / "never"), block_length=1024, compute_dtype="float8", batch_size=80000)
     with pytest.raises(InputError, match="3 problem") as error:

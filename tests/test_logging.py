@@ -1,0 +1,55 @@
+import json
+
+from retromae_jax import logging
+from retromae_jax.logging import MetricsLog, Progress, duration, progress, table
+
+
+def test_durations_in_the_unit_one_would_say():
+    assert [duration(s) for s in (0.4, 59.6, 200, 7500)] == ["0 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_a_table_is_aligned():
+    rows = [{"system": "BM25", "nDCG@10": 0.5}, {"system": "RetroMAE", "nDCG@10": 0.75}]
+    expected = "scores\nsystem    nDCG@10\n--------  -------\nBM25       0.5000\nRetroMAE   0.7500"
+    assert table(rows, "scores") == expected
+
+
+def test_progress_off_a_terminal_prints_lines_with_rate_and_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(logging, "SECONDS_BETWEEN_LINES", 0.0)
+    clock = iter(range(1000))
+    monkeypatch.setattr(logging.time, "monotonic", lambda: float(next(clock)))
+    with Progress("work", 4, "steps") as shown:
+        shown.update(1, "loss 2.5")
+        shown.update(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("work: 1 of 4 steps, ") and lines[0].endswith("left, loss 2.5")
+    assert "steps/s" in lines[0]
+    assert lines[1].startswith("work: 2 of 4 steps, ") and lines[1].endswith("loss 2.5")
+    assert lines[-1].startswith("work: 2 steps in ")
+
+
+def test_progress_of_an_iterable_yields_its_items(capsys):
+    assert list(progress([3, 1, 2], "count", "things")) == [3, 1, 2]
+    assert "count: 3 things in 0 s" in capsys.readouterr().err
+
+
+def test_a_resumed_log_reads_as_if_the_run_had_never_stopped(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in (2, 4, 6):
+        log.write(step, {"loss": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    log = MetricsLog(tmp_path, resumed_step=4)
+    log.write(6, {"loss": 0.5})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 4.0}, {"step": 6, "loss": 0.5}]
+
+
+def test_a_new_run_starts_its_log_anew(tmp_path):
+    for loss in (1.0, 2.0):
+        log = MetricsLog(tmp_path)
+        log.write(0, {"loss": loss})
+        log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "loss": 2.0}
