@@ -23,11 +23,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.block_length = 64
     config.batch_size = 16
     config.num_steps = 60
-    config.learning_rate = 5e-4
+    config.learning_rate = 2e-4
     config.compute_dtype = "float32"
     config.length_buckets = 1
     config.log_every = 5
     config.evaluate_every = 20
     config.checkpoint_every = 30
-    config.validation_blocks = 64
+    config.validation_blocks = 32
     return tiny_pretraining(config) if defaults.is_tiny(variant) else config

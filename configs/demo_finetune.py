@@ -19,14 +19,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.collection = f"{DEMO_DATA}/collection"
     config.group_size = 1
     config.batch_size = 64
-    config.num_steps = 48
+    config.num_steps = 40
     config.learning_rate = 1e-4
-    config.query_max_length = 24
+    config.query_max_length = 16
     config.passage_max_length = 32
     config.pooling = "mean"
     config.normalize = True
     config.temperature = 0.05
     config.compute_dtype = "float32"
     config.log_every = 4
-    config.checkpoint_every = 24
+    config.checkpoint_every = 20
     return tiny_finetuning(config) if defaults.is_tiny(variant) else config
