@@ -1,11 +1,11 @@
 """A trained encoder: texts to embeddings."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import open_model
@@ -15,6 +15,9 @@ from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.objectives.contrastive import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Encoder:
@@ -32,7 +35,7 @@ class Encoder:
         self,
         config: BertConfig,
         weights: parameters.Parameters,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         settings: EncoderSettings,
         compute_dtype: str = "float32",
     ):

@@ -11,14 +11,17 @@ into what is left, until none does: exactly what the loop over words does, in tw
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from retromae_jax import parallel, random_bits
 from retromae_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WORD_START, CONTINUATION, SPECIAL = 0, 1, 2
 DECODER_SAMPLES = 256
@@ -38,7 +41,7 @@ class Vocabulary:
     mask_id: int
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Vocabulary":
         """Classifies the tokens of a WordPiece tokenizer.
 
         Raises:

@@ -1,15 +1,18 @@
 """What must hold before the first step; all that does not is reported at once."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from retromae_jax.checkpoints.loading import Source
 from retromae_jax.data.blocks import TokenBlocks
 from retromae_jax.data.tokenization import fingerprint
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DTYPES = ("bfloat16", "float32")
 
@@ -33,7 +36,7 @@ def known(key: str, value: str, values: Collection[str]) -> str | None:
     return None if value in values else f"{key} {value!r} is unknown; known are {', '.join(values)}"
 
 
-def vocabulary(tokenizer: PreTrainedTokenizerBase, bert: BertConfig) -> str | None:
+def vocabulary(tokenizer: "PreTrainedTokenizerBase", bert: BertConfig) -> str | None:
     """A problem if the tokenizer has words that the model has not."""
     if len(tokenizer) > bert.vocab_size:
         return (
@@ -43,7 +46,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, bert: BertConfig) -> str | No
     return None
 
 
-def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """A problem if the blocks were made with another vocabulary (blocks of the original code's making do not say)."""
     if blocks.settings.get("tokenizer_fingerprint", fingerprint(tokenizer)) != fingerprint(tokenizer):
         return (

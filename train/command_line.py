@@ -1,10 +1,12 @@
 """The command line that the training commands share: `--config FILE[:VARIANT] --config.key=value ...`.
 
-Values are read as the type of the key's default; several strings are separated by commas."""
+Values are read as the type of the key's default; several strings are separated by commas
+or written as a Python tuple."""
 
 import argparse
 import ast
 import contextlib
+import difflib
 import importlib.util
 import sys
 import textwrap
@@ -42,6 +44,15 @@ def parse_config(command: str, keys: Mapping[str, tuple[object, str]], argv: Seq
     if not arguments.config:
         raise InputError("--config FILE is missing, for example --config configs/demo.py")
     config = _load(arguments.config)
+    for key in config:
+        if key not in keys:
+            nearest = difflib.get_close_matches(key, keys, 1)
+            hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
+            raise InputError(f'{arguments.config}: the command has no setting "{key}"{hint}')
+    for key, (default, _) in keys.items():
+        if key not in config:
+            config[key] = default
+    config.lock()
     _override(config, overrides)
     return config
 
@@ -80,7 +91,7 @@ def _value(text: str, default: object) -> object:
         return text.lower() == "true"
     if isinstance(default, int | float):
         return type(default)(text)
-    if isinstance(default, tuple):
+    if isinstance(default, tuple) and not text.startswith("("):
         return tuple(part for part in text.split(",") if part)
     return ast.literal_eval(text)
 
@@ -94,7 +105,7 @@ def _load(argument: str) -> ConfigDict:
     try:
         recipe = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(recipe)
-        return recipe.get_config(variant).lock()
+        return recipe.get_config(variant) if variant else recipe.get_config()
     except SyntaxError as error:
         raise InputError(f"{file}:{error.lineno}: {error.msg}") from error
     except Exception as error:  # a recipe is the user's code and may raise anything

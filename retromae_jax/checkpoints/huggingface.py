@@ -12,15 +12,18 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import PreTrainedTokenizerBase
 
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Our module paths and Hugging Face's, tried in order; each applies at most once to a name.
 RENAMINGS = (
@@ -161,7 +164,7 @@ def save_encoder(
     directory: Path,
     config: BertConfig,
     parameters: Mapping[str, np.ndarray],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     pooling: str,
     normalize: bool,
     max_length: int,
@@ -213,7 +216,7 @@ def save_masked_lm(
     directory: Path,
     config: BertConfig,
     parameters: Mapping[str, np.ndarray],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     """Writes a directory that `AutoModelForMaskedLM` opens and `init` continues pretraining from.
 
@@ -236,7 +239,7 @@ def _write(
     directory: Path,
     files: Mapping[str, object],
     weights: Mapping[str, Mapping[str, np.ndarray]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     """Writes everything beside `directory` first, so that a failure leaves what was there as it was."""
     if directory.exists() and not (directory / "config.json").is_file():
@@ -257,7 +260,7 @@ def _write(
     temporary.rename(directory)
 
 
-def _write_vocabulary(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+def _write_vocabulary(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """The vocabulary, a word a line, for clients that do not read tokenizer.json."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     path.write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")

@@ -8,17 +8,19 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from transformers import PreTrainedTokenizerBase
 
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
 from retromae_jax.models.pooling import EncoderSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Settings that a resumed run may change; every other one decides what the run computes.
 MAY_CHANGE = (
@@ -70,7 +72,7 @@ class Run:
         model: BertConfig,
         encoder: EncoderSettings,
         config: Mapping[str, Any],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
     ) -> None:
         """Writes what the run is, or checks that the run in the directory is this one.
 

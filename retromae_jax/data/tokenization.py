@@ -2,9 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 
 import numpy as np
+
+# Without this, every command would begin with the advice to install PyTorch, which tokenizers do not need.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retromae_jax.checkpoints.hub import resolve

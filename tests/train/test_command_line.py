@@ -61,6 +61,19 @@ def test_a_broken_recipe_is_named_with_its_line(tmp_path):
         parse(f"--config={recipe}")
 
 
+def test_a_recipe_may_leave_keys_out_but_not_invent_any(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    source = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({})\n"
+    recipe.write_text(source.format("{'batch_size': 7}"))
+    config = parse(f"--config={recipe}")
+    assert (config.batch_size, config.block_length) == (7, 512)
+    with pytest.raises(InputError, match="Did you mean"):
+        parse(f"--config={recipe}", "--config.bach_size=3")
+    recipe.write_text(source.format("{'bach_size': 7}"))
+    with pytest.raises(InputError, match='the command has no setting "bach_size"; did you mean "batch_size"'):
+        parse(f"--config={recipe}")
+
+
 @pytest.mark.parametrize("argv, status", [(["--help"], 0), ([], 2)])
 def test_help_lists_every_key_with_its_default_and_meaning(argv, status, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -81,4 +94,5 @@ def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
         "msmarco": defaults.FINETUNING,
     }.items():
         for variant in ("", ":tiny"):
-            assert set(parse(f"--config=configs/{recipe}.py{variant}")) == set(keys)
+            config = parse_config(DOCUMENTATION, keys, [f"--config=configs/{recipe}.py{variant}"])
+            assert set(config) == set(keys)

@@ -396,7 +396,6 @@ def test_command(config, command_line):
     assert contents(config.data).keys() == {"data-00000.arrow", "dataset_info.json", "state.json", "prepare.json"}
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # by the config library
 def test_command_refuses(config, command_line, monkeypatch, capfd):
     Path(config.data).mkdir()
     (Path(config.data) / "thesis.txt").write_text("mine")
