@@ -34,8 +34,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo-data: $(VENV)/installed
 	$(RUN) -m train.demo_data --output build/demo
 
-# Each command is printed before it runs; one that was finished before is quick to see that. The two fine-tunings
-# differ in the model that they start from, and in nothing else.
+# Each command is printed before it runs. Started again, trainings go on where they were. The two fine-tunings differ
+# in the model that they start from, and in nothing else.
 EVALUATE := $(RUN) -m eval.msmarco --collection build/demo/collection --split test --no-titles \
 	--query-max-length 24 --passage-max-length 32
 demo: demo-data

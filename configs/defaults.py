@@ -62,9 +62,7 @@ FINETUNING = {
             "init",
             "tokenizer",
             "model",
-            "num_epochs",
             "num_steps",
-            "learning_rate",
             "warmup_fraction",
             "weight_decay",
             "clip_norm",
@@ -75,7 +73,7 @@ FINETUNING = {
             "checkpoints_to_keep",
         )
     },
-    "titles": (False, "put a passage's title before its text"),
+    "titles": (True, "put a passage's title, where it has one, before its text, as eval.msmarco does"),
     "collection": (
         "",
         "BEIR directory, or directory with MS MARCO's collection.tsv, queries and qrels files",
@@ -90,6 +88,8 @@ FINETUNING = {
     "batch_size": (128, "queries in one optimizer step, over all devices"),
     "query_max_length": (32, "tokens of a query, [CLS] and [SEP] included"),
     "passage_max_length": (128, "tokens of a passage, [CLS] and [SEP] included"),
+    "num_epochs": (4.0, PRETRAINING["num_epochs"][1]),
+    "learning_rate": (2e-5, PRETRAINING["learning_rate"][1]),
     "pooling": ("cls", "sentence embedding: `cls` or `mean`"),
     "normalize": (False, "scale embeddings to length 1 (cosine similarity)"),
     "temperature": (1.0, "scores are divided by this before the softmax"),

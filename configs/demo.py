@@ -29,5 +29,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.log_every = 5
     config.evaluate_every = 20
     config.checkpoint_every = 30
-    config.validation_blocks = 32
+    config.validation_blocks = 64
     return tiny_pretraining(config) if defaults.is_tiny(variant) else config

@@ -23,8 +23,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.negatives = ("data/msmarco/train_negatives.tsv",)
     config.group_size = 8
     config.batch_size = 128
-    config.num_epochs = 4.0
-    config.learning_rate = 2e-5
     config.query_max_length = 32
     config.passage_max_length = 144
     return tiny_finetuning(config) if defaults.is_tiny(variant) else config

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.measure import argument_parser, open_evaluation, positive, report
+from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.retrieval.encode import encode_texts
@@ -56,6 +57,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
     """
     # A run or exported directory is called by its name, a model of the Hub by its last part.
     system = Path(arguments.model).resolve().name
+    open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
     encoder = Encoder.from_pretrained(
         arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype

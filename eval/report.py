@@ -16,12 +16,12 @@ from pathlib import Path
 
 import matplotlib
 
-from eval.measure import MEASURES_SHOWN
 from retromae_jax.data.retrieval import load_collection
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import table
 from retromae_jax.retrieval.runs import ranking, read_run
 
+MEASURES = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10")
 EXAMPLES, HITS = 3, 3
 GAIN = "held_out/reconstruction_gain"
 
@@ -41,6 +41,9 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
     judged = {(one["collection"], one["split"]) for one in found.values()}
     if len(judged) > 1:
         raise InputError(f"the evaluations are of different collections or splits and cannot be compared: {judged}")
+    missing = [directory / "run.trec" for directory in evaluations.values() if not (directory / "run.trec").is_file()]
+    if missing:
+        raise InputError(f"{missing[0]} does not exist; run the evaluation again")
     curves = {name: _read_curves(directory) for name, directory in runs.items()}
     gains = {
         name: [(row["step"], row[GAIN]) for row in rows if GAIN in row]
@@ -48,16 +51,18 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
         if any(GAIN in row for row in rows)
     }
 
-    output.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"system": name} | {measure: one["metrics"][measure] for measure in MEASURES_SHOWN if measure != "MAP"}
-        for name, one in found.items()
-    ]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output}: {error.strerror}; choose another --output") from error
+    # A search that is not deep enough has no Recall@1000.
+    shown = [measure for measure in MEASURES if all(measure in one["metrics"] for one in found.values())]
+    rows = [{"system": name} | {measure: one["metrics"][measure] for measure in shown} for name, one in found.items()]
     summary = {"evaluations": found, "reconstruction_gain": gains, "training": {k: v[-1:] for k, v in curves.items()}}
     (output / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     last = list(evaluations.values())[-1]
     shutil.copyfile(last / "run.trec", output / "run.trec")
-    if curves:
+    if any(curves.values()):
         _plot(curves, output / "curves.png")
 
     ((directory, split),) = judged
@@ -156,6 +161,9 @@ def main() -> None:
     parser.add_argument("--run", **named, help="directory of a training run")
     parser.add_argument("--output", type=Path, required=True, help="directory of the report")
     arguments = parser.parse_args()
+    for option, pairs in (("--evaluation", arguments.evaluation), ("--run", arguments.run)):
+        if len(dict(pairs)) < len(pairs):
+            parser.error(f"{option}: a name stands twice")
     report(dict(arguments.evaluation), dict(arguments.run), arguments.output)
 
 

@@ -136,7 +136,9 @@ class MetricsLog:
                     continue  # the last line of a killed run may be cut short
         if resumed_step == 0:
             kept = []
-        path.write_text("".join(line + "\n" for line in kept))
+        rewritten = path.with_suffix(".incomplete")
+        rewritten.write_text("".join(line + "\n" for line in kept))
+        rewritten.rename(path)
         self.file = path.open("a")
         self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_step + 1, flush_secs=10)
 

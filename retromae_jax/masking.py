@@ -75,7 +75,7 @@ def whole_word_masks(
         seeds_B: uint32 [B].
         kinds_V: `Vocabulary.kinds`.
         probability: share of the tokens to mask.
-        samples: masks to draw for each text, S.
+        samples: masks to draw for each text, S, at most 65,536.
 
     Returns:
         bool [B, S, L], True where a token is masked.

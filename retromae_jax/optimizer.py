@@ -1,13 +1,18 @@
 """AdamW as the published recipes use it."""
 
+import math
+
 import optax
 
 from retromae_jax.models.parameters import Parameters
 
 
 def learning_rate_schedule(peak: float, warmup_fraction: float, num_steps: int) -> optax.Schedule:
-    """Linear from 0 to `peak` over the first steps, then linear to 0 at `num_steps`."""
-    warmup = round(num_steps * warmup_fraction)
+    """Linear from 0 to `peak` over the first steps, then linear to 0 at `num_steps`.
+
+    The warm-up is rounded up to whole steps, as by Hugging Face's trainer.
+    """
+    warmup = math.ceil(num_steps * warmup_fraction)
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, peak, max(warmup, 1)),

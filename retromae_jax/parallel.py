@@ -6,24 +6,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retromae_jax.errors import InputError
-
 DATA = "data"
 
 
-def data_mesh(batch_size: int) -> Mesh:
-    """A mesh of all devices along the `data` axis.
-
-    Raises:
-        InputError: if the batch does not divide evenly over the devices.
-    """
-    devices = jax.devices()
-    if batch_size % len(devices):
-        raise InputError(
-            f"batch_size {batch_size} does not divide over {len(devices)} devices; "
-            f"set --config.batch_size to a multiple of {len(devices)}"
-        )
-    return Mesh(np.array(devices), (DATA,))
+def data_mesh() -> Mesh:
+    """A mesh of all devices along the `data` axis."""
+    return Mesh(np.array(jax.devices()), (DATA,))
 
 
 def local_mesh() -> Mesh:

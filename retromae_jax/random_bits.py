@@ -77,8 +77,8 @@ class Dropout:
         seeds = seeds_B.reshape(-1, *[1] * (x.ndim - 1))
         elements = jnp.zeros((), jnp.uint32)
         for axis in range(1, x.ndim):
-            elements = elements * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(
-                jnp.uint32, (1, *x.shape[1:]), axis
-            )
+            # Strides of at least 1,024 instead of the axis's size, so that padding does not renumber elements.
+            stride = jnp.uint32(max(1024, 1 << (x.shape[axis] - 1).bit_length()))
+            elements = elements * stride + jax.lax.broadcasted_iota(jnp.uint32, (1, *x.shape[1:]), axis)
         keep = bits(seeds, elements) < jnp.uint32(round((1.0 - rate) * 2**32))
         return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from retromae_jax.checkpoints import huggingface
+from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.objectives import retromae
@@ -26,6 +27,8 @@ class GoldenCase:
 
     def __init__(self, directory: Path):
         self.directory = directory
+        if not (directory / "expected.json").is_file():
+            raise InputError(f"{directory}: no expected.json; this is not a directory of golden cases")
         stored = json.loads((directory / "expected.json").read_text())
         self.config = BertConfig.from_huggingface(stored["config"], str(directory / "expected.json"))
         self.expected = stored["expected"]
@@ -103,6 +106,7 @@ class GoldenCase:
         return max(map(error, expected))
 
 
+@exits_on_input_error
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="directory with expected.json, weights.safetensors, ...")

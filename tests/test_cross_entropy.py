@@ -60,7 +60,7 @@ def test_on_eight_devices_as_on_one():
 
     step = jax.value_and_grad(loss, argnums=(0, 1, 2))
     expected = jax.jit(step)(hidden, table, bias, labels, weights)
-    mesh = parallel.data_mesh(8)
+    mesh = parallel.data_mesh()
     batch = jax.device_put((hidden, labels, weights), parallel.over_batch(mesh))
     whole = jax.device_put((table, bias), parallel.replicated(mesh))
     with jax.set_mesh(mesh):

@@ -48,25 +48,25 @@ def plain_whole_word_mask(ids, probability, generator):
     return masked
 
 
-def device_masks(ids, probability, samples, length=None, seed=0):
-    """Masks of one text, bool [samples, L]."""
+def device_masks(ids, probability, samples, length=None, copies=1):
+    """Masks of copies of one text, bool [copies * samples, L]."""
     length = length or len(ids)
-    token_ids = np.full((1, length), PAD, np.int32)
-    token_ids[0, : len(ids)] = ids
-    seeds = sample_seeds(seed, jnp.zeros(1, jnp.uint32))
-    masks = jax.jit(
-        lambda ids, lengths, seeds: masking.whole_word_masks(ids, lengths, seeds, KINDS, probability, samples)
-    )(token_ids, np.array([len(ids)], np.int32), seeds)
-    return np.asarray(masks[0])
+    token_ids = np.full((copies, length), PAD, np.int32)
+    token_ids[:, : len(ids)] = ids
+    lengths = np.full(copies, len(ids), np.int32)
+    seeds = sample_seeds(0, jnp.arange(copies, dtype=jnp.uint32))
+    draw = jax.jit(lambda *inputs: masking.whole_word_masks(*inputs, KINDS, probability, samples))
+    return np.asarray(draw(token_ids, lengths, seeds)).reshape(-1, length)
 
 
 WORD_LENGTHS = [1, 2, 1, 3, 1, 1, 4, 1, 2, 1, 1, 1, 5, 1, 2, 1, 3, 1, 1, 1, 2, 1]
 
 
+@pytest.mark.parametrize("samples", [120_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("probability", [0.3, 0.5])
-def test_statistics_equal_those_of_the_published_loop(probability):
-    ids, samples = text(WORD_LENGTHS), 40_000
-    masks = device_masks(ids, probability, samples)
+def test_statistics_equal_those_of_the_published_loop(probability, samples):
+    ids = text(WORD_LENGTHS)
+    masks = device_masks(ids, probability, 1000, copies=samples // 1000)
     generator = random.Random(0)
     plain = np.zeros_like(masks)
     for row in plain:
@@ -77,7 +77,7 @@ def test_statistics_equal_those_of_the_published_loop(probability):
     for count in found.keys() | expected.keys():
         share = expected[count] / samples
         assert abs(found[count] / samples - share) < 4 * np.sqrt(2 * share * (1 - share) / samples) + 1e-4
-    # How often each position is masked, and each pair of positions together: 1 % off would be 5 sigma and more.
+    # How often each position is masked, and each pair of positions together: 1 % off is 5 sigma and more.
     for power in (
         lambda m: m.mean(axis=0),
         lambda m: m.astype(np.float32).T @ m.astype(np.float32) / samples,
@@ -214,7 +214,7 @@ def test_same_masks_on_any_number_of_devices():
         )
 
     expected = jax.jit(masks)(token_ids, lengths, seeds)
-    mesh = parallel.data_mesh(batch)
+    mesh = parallel.data_mesh()
     with jax.set_mesh(mesh):
         found = jax.jit(masks)(*jax.device_put((token_ids, lengths, seeds), parallel.over_batch(mesh)))
     for a, b in zip(found, expected, strict=True):

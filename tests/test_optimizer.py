@@ -12,10 +12,11 @@ from retromae_jax.optimizer import adamw, learning_rate_schedule
 STEPS = 20
 
 
-def test_the_schedule_is_hugging_faces():
+@pytest.mark.parametrize("warmup_fraction, warmup", [(0.0, 0), (0.2, 4), (0.22, 5)])
+def test_the_schedule_is_hugging_faces(warmup_fraction, warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    theirs = transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps=4, num_training_steps=STEPS)
-    ours = learning_rate_schedule(0.5, 0.2, STEPS)
+    theirs = transformers.get_linear_schedule_with_warmup(optimizer, warmup, STEPS)
+    ours = learning_rate_schedule(0.5, warmup_fraction, STEPS)
     for step in range(STEPS):
         assert float(ours(step)) == pytest.approx(theirs.get_last_lr()[0], abs=1e-7)
         optimizer.step()

@@ -53,3 +53,10 @@ def test_dropout_of_a_sample_does_not_depend_on_the_batch():
     whole = random_bits.Dropout(seeds)(x, 0.5)
     part = random_bits.Dropout(seeds[2:5])(x[2:5], 0.5)
     np.testing.assert_array_equal(whole[2:5], part)
+
+
+def test_dropout_does_not_depend_on_padding():
+    seeds = random_bits.sample_seeds(3, jnp.arange(2, dtype=jnp.uint32))
+    long = random_bits.Dropout(seeds)(jnp.ones((2, 3, 12, 12)), 0.5)
+    short = random_bits.Dropout(seeds)(jnp.ones((2, 3, 7, 7)), 0.5)
+    np.testing.assert_array_equal(long[:, :, :7, :7], short)

@@ -1,8 +1,11 @@
 """What must hold before the first step; all that does not is reported at once."""
 
+import dataclasses
+import difflib
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+import jax
 from ml_collections import ConfigDict
 
 from retromae_jax.checkpoints.loading import Source
@@ -31,6 +34,47 @@ def tokenizer_of(config: ConfigDict, source: Source | None) -> str:
     return config.tokenizer or str(source.tokenizer)
 
 
+def model_sizes(config: ConfigDict, source: Source | None) -> BertConfig:
+    """Sizes of the model to start from, or with an empty `init` those that `config.model` gives."""
+    if source is not None:
+        return source.config
+    fields = [field.name for field in dataclasses.fields(BertConfig)]
+    for name in config.model:
+        if name not in fields:
+            nearest = difflib.get_close_matches(name, fields, 1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(fields)}"
+            raise InputError(f"config.model has no size {name!r}; {hint}")
+    return BertConfig(**config.model)
+
+
+def whole_numbers(config: ConfigDict, **least: int) -> str | None:
+    """A problem if settings are less than they may be."""
+    small = [
+        f"{key} {config[key]} is less than {smallest}" for key, smallest in least.items() if config[key] < smallest
+    ]
+    return "; ".join(small) or None
+
+
+def shares(config: ConfigDict, *keys: str) -> str | None:
+    """A problem if settings that are shares are not between 0 and 1."""
+    return "; ".join(f"{key} {config[key]} is not between 0 and 1" for key in keys if not 0 <= config[key] < 1) or None
+
+
+def batch(config: ConfigDict) -> str | None:
+    """A problem if the batch does not divide over the devices."""
+    devices = jax.device_count()
+    if config.batch_size % devices:
+        return f"batch_size {config.batch_size} does not divide over {devices} devices; take a multiple of {devices}"
+    return None
+
+
+def saving(config: ConfigDict) -> str | None:
+    """A problem if checkpoints would fall between logged steps, whose metrics a resumed run would then miss."""
+    if config.log_every > 0 and config.checkpoint_every % config.log_every:
+        return f"checkpoint_every {config.checkpoint_every} is not a multiple of log_every {config.log_every}"
+    return None
+
+
 def known(key: str, value: str, values: Collection[str]) -> str | None:
     """A problem if a setting's value is unknown."""
     return None if value in values else f"{key} {value!r} is unknown; known are {', '.join(values)}"
@@ -47,7 +91,17 @@ def vocabulary(tokenizer: "PreTrainedTokenizerBase", bert: BertConfig) -> str | 
 
 
 def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """A problem if the blocks were made with another vocabulary (blocks of the original code's making do not say)."""
+    """A problem if the blocks were made with another vocabulary.
+
+    Blocks of other making than `train.prepare`'s do not say; their ids must at least be in the vocabulary.
+    """
+    if not blocks.settings:
+        lowest, highest = blocks.id_range()
+        if lowest < 0 or highest >= len(tokenizer):
+            return (
+                f"{directory} holds token ids from {lowest} to {highest}, the tokenizer {tokenizer.name_or_path} has "
+                f"{len(tokenizer)} words"
+            )
     if blocks.settings.get("tokenizer_fingerprint", fingerprint(tokenizer)) != fingerprint(tokenizer):
         return (
             f"{directory} was made with the tokenizer {blocks.settings.get('tokenizer')}, whose vocabulary is not that "

@@ -6,6 +6,7 @@ or written as a Python tuple."""
 import argparse
 import ast
 import contextlib
+import copy
 import difflib
 import importlib.util
 import sys
@@ -40,19 +41,22 @@ def parse_config(command: str, keys: Mapping[str, tuple[object, str]], argv: Seq
         raise SystemExit(0 if argv else 2)
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config")
-    arguments, overrides = parser.parse_known_args(argv)
+    try:
+        arguments, overrides = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        arguments, overrides = argparse.Namespace(config=None), []
     if not arguments.config:
         raise InputError("--config FILE is missing, for example --config configs/demo.py")
-    config = _load(arguments.config)
-    for key in config:
+    config = ConfigDict({key: copy.deepcopy(default) for key, (default, _) in keys.items()}).lock()
+    for key, value in _load(arguments.config).items():
         if key not in keys:
             nearest = difflib.get_close_matches(key, keys, 1)
             hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
             raise InputError(f'{arguments.config}: the command has no setting "{key}"{hint}')
-    for key, (default, _) in keys.items():
-        if key not in config:
-            config[key] = default
-    config.lock()
+        try:
+            config[key] = value
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{arguments.config}: {key}: {_one_line(error)}") from error
     _override(config, overrides)
     return config
 
@@ -96,7 +100,7 @@ def _value(text: str, default: object) -> object:
     return ast.literal_eval(text)
 
 
-def _load(argument: str) -> ConfigDict:
+def _load(argument: str) -> Mapping:
     """The config that `FILE` or `FILE:VARIANT` describes: what the file's `get_config(variant)` returns."""
     file, _, variant = argument.partition(":")
     if not Path(file).is_file():

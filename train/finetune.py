@@ -22,7 +22,6 @@ from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import say, table
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import POOLINGS, EncoderSettings
 from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw, learning_rate_schedule
@@ -37,18 +36,23 @@ def finetune(config: ConfigDict) -> None:
     Raises:
         InputError: if config, data, tokenizer and model do not fit together.
     """
-    # Model and data, checked against each other before any work.
+    # Settings, model and data, checked against each other before any work.
     source = open_model(config.init) if config.init else None
-    bert = source.config if source else BertConfig(**config.model)
+    bert = checks.model_sizes(config, source)
     tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
-    mesh = parallel.data_mesh(config.batch_size)
     checks.fit(
+        checks.whole_numbers(config, batch_size=1, group_size=1, length_buckets=1, log_every=1, checkpoint_every=1),
+        checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1),
+        checks.shares(config, "warmup_fraction"),
+        checks.saving(config),
+        checks.batch(config),
         checks.known("pooling", config.pooling, POOLINGS),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
         checks.positions("query_max_length", config.query_max_length, bert),
         checks.positions("passage_max_length", config.passage_max_length, bert),
     )
+    mesh = parallel.data_mesh()
     collection = load_collection(config.collection, config.split)
     relevant = dict(zip(collection.queries, collection.relevant_passages(), strict=True))
     positives = {query: passages for query, passages in relevant.items() if len(passages)}
@@ -94,7 +98,8 @@ def finetune(config: ConfigDict) -> None:
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)
     optimizer = adamw(schedule, config.weight_decay, config.clip_norm)
     run = Run(config.workdir, config.checkpoints_to_keep)
-    run.begin("finetune", bert, settings, config.to_dict(), tokenizer)
+    data = {"queries": len(queries), "passages": len(passages)}
+    run.begin("finetune", bert, settings, config.to_dict(), data, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
     state = run.restore(state)
     summary = {

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from retromae_jax import parallel
-from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
 from retromae_jax.data.blocks import TokenBlocks
@@ -22,7 +22,6 @@ from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import say, table
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw, learning_rate_schedule
@@ -40,15 +39,21 @@ def pretrain(config: ConfigDict) -> None:
     Raises:
         InputError: if config, data, tokenizer and model do not fit together.
     """
-    # Data and model, checked against each other before any work.
+    # Settings, data and model, checked against each other before any work.
+    checks.fit(
+        checks.whole_numbers(config, batch_size=1, length_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
+        checks.whole_numbers(config, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
+        checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
+        checks.saving(config),
+    )
     blocks = TokenBlocks(config.data)
-    source = open_model(config.init) if config.init else None
-    bert = source.config if source else BertConfig(**config.model)
+    source = _open_source(config.init) if config.init else None
+    bert = checks.model_sizes(config, source)
     tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
     vocabulary = Vocabulary.of(tokenizer)
-    mesh = parallel.data_mesh(config.batch_size)
     held_out_batches = -(-config.validation_blocks // config.batch_size)
     checks.fit(
+        checks.batch(config),
         checks.known("objective", config.objective, OBJECTIVES),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
@@ -56,6 +61,7 @@ def pretrain(config: ConfigDict) -> None:
         checks.positions("block_length", config.block_length, bert),
         checks.enough_blocks(config, len(blocks), held_out_batches),
     )
+    mesh = parallel.data_mesh()
     objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, jnp.dtype(config.compute_dtype))
     graph, shapes = parameters.structure(objective.model)
 
@@ -81,7 +87,9 @@ def pretrain(config: ConfigDict) -> None:
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)
     optimizer = adamw(schedule, config.weight_decay, config.clip_norm)
     run = Run(config.workdir, config.checkpoints_to_keep)
-    run.begin("pretrain", bert, EncoderSettings("cls", False, config.block_length), config.to_dict(), tokenizer)
+    settings = EncoderSettings("cls", False, config.block_length)
+    data = {"blocks": len(blocks), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
+    run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
     state = run.restore(state)
     summary = {
@@ -117,6 +125,13 @@ def pretrain(config: ConfigDict) -> None:
             schedule,
             measure if held_out_batches else None,
         )
+
+
+def _open_source(name_or_directory: str) -> Source:
+    """The model to start from; of an export of ours the part that holds the head and the decoder too."""
+    source = open_model(name_or_directory)
+    masked_lm = source.directory / "masked_lm"
+    return open_model(str(masked_lm)) if masked_lm.is_dir() else source
 
 
 @exits_on_input_error

@@ -17,7 +17,7 @@ def resolve(name_or_directory: str) -> Path:
     Raises:
         InputError: if it is neither a directory nor a model that the Hub gives.
     """
-    directory = Path(name_or_directory)
+    directory = Path(name_or_directory).expanduser()
     if name_or_directory and directory.is_dir():
         return directory
     looks_like_path = name_or_directory.startswith((".", "/", "~")) or name_or_directory.count("/") > 1

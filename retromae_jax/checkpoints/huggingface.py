@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -41,6 +41,8 @@ RENAMINGS = (
     (r"^head\.bias$", "cls.predictions.bias"),
     (r"\.(kernel|scale|embedding)$", ".weight"),
 )
+# Lists the files that an export wrote, so that the next one knows what it may replace.
+EXPORT = "export.json"
 # Stored by some releases, and nothing is lost without them: buffers, the tied projection, the next-sentence head.
 DERIVED = re.compile(r"position_ids$|^cls\.predictions\.decoder\.|^cls\.seq_relationship\.")
 
@@ -120,10 +122,10 @@ def read_config(directory: Path) -> dict:
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory}: no config.json; this is not a Hugging Face model directory")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return config
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
@@ -136,8 +138,8 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     if (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]
     elif index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [directory / Path(name).name for name in sorted(names)]
+        weight_map = _read_json(index).get("weight_map", {})
+        files = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
     elif pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pkl")]):
         raise InputError(
             f"{pickled[0]}: pickled weights are not read, because unpickling runs code from the file; convert them "
@@ -242,8 +244,8 @@ def _write(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     """Writes everything beside `directory` first, so that a failure leaves what was there as it was."""
-    if directory.exists() and not (directory / "config.json").is_file():
-        raise InputError(f"{directory} exists and is not an earlier export; choose another directory")
+    if directory.exists() and (foreign := _foreign_files(directory)):
+        raise InputError(f"{directory} holds {foreign[0]}, which no export wrote; choose another directory")
     temporary = directory.with_name(directory.name + ".incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -255,15 +257,36 @@ def _write(
         (temporary / name).chmod(0o644)
     tokenizer.save_pretrained(temporary)
     _write_vocabulary(tokenizer, temporary / "vocab.txt")
+    written = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+    (temporary / EXPORT).write_text(json.dumps({"files": [*written, EXPORT]}, indent=2) + "\n", encoding="utf-8")
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)
+
+
+def _foreign_files(directory: Path) -> list[str]:
+    """Files in a directory that exports did not write into it; an export may replace it if there are none."""
+    if not directory.is_dir():
+        return ["a file of this name"]
+    own = {
+        listing.parent / name for listing in directory.rglob(EXPORT) for name in _read_json(listing).get("files", [])
+    }
+    return sorted(
+        str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file() and path not in own
+    )
 
 
 def _write_vocabulary(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """The vocabulary, a word a line, for clients that do not read tokenizer.json."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     path.write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def _config_json(config: BertConfig, architecture: str) -> dict:

@@ -12,6 +12,9 @@ from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
 from retromae_jax.models.pooling import EncoderSettings
 
+# The sentence-transformers modules that an encoder may consist of.
+MODULES = ("Transformer", "Pooling", "Normalize")
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -59,6 +62,11 @@ def open_model(name_or_directory: str) -> Source:
         )
     modules = _read_json(directory / "modules.json", [])
     paths = {module["type"].rsplit(".", 1)[-1]: directory / module["path"] for module in modules}
+    if unknown := paths.keys() - MODULES:
+        raise InputError(
+            f"{directory / 'modules.json'}: the modules {', '.join(sorted(unknown))} are not supported; "
+            f"{', '.join(MODULES)} are"
+        )
     transformer = paths.get("Transformer", directory)
     config = BertConfig.from_huggingface(huggingface.read_config(transformer), str(transformer / "config.json"))
     pooling = "cls"

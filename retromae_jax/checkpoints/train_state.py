@@ -53,17 +53,27 @@ class Run:
 
     Args:
         directory: the run's directory.
-        checkpoints_to_keep: older checkpoints are deleted.
+        checkpoints_to_keep: older checkpoints are deleted; None opens a run for reading only.
+
+    Raises:
+        InputError: if the directory cannot be made.
     """
 
     def __init__(self, directory: str | Path, checkpoints_to_keep: int | None = None):
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).expanduser().absolute()
+        if checkpoints_to_keep is not None:
+            try:
+                (self.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{self.directory}: {error.strerror}; choose another --config.workdir") from error
         self.command = ""
         handler = ocp.StandardCheckpointHandler
         self.checkpoints = ocp.CheckpointManager(
             self.directory / "checkpoints",
             item_handlers={"parameters": handler(), "optimizer": handler()},
-            options=ocp.CheckpointManagerOptions(max_to_keep=checkpoints_to_keep, create=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=checkpoints_to_keep, create=False, read_only=checkpoints_to_keep is None
+            ),
         )
 
     def begin(
@@ -72,6 +82,7 @@ class Run:
         model: BertConfig,
         encoder: EncoderSettings,
         config: Mapping[str, Any],
+        data: Mapping[str, int],
         tokenizer: "PreTrainedTokenizerBase",
     ) -> None:
         """Writes what the run is, or checks that the run in the directory is this one.
@@ -81,10 +92,12 @@ class Run:
             model: sizes of the encoder.
             encoder: how the run's model makes embeddings.
             config: the run's settings.
+            data: sizes of the training data.
             tokenizer: the model's.
 
         Raises:
-            InputError: if the directory holds checkpoints of a run with other settings.
+            InputError: if the directory holds checkpoints of a run with other settings or other data, or cannot be
+                written to.
         """
         self.command = command
         description = json.loads(
@@ -94,11 +107,16 @@ class Run:
                     "model": dataclasses.asdict(model),
                     "encoder": dataclasses.asdict(encoder),
                     "config": config,
+                    "data": data,
                 }
             )
         )
         if is_run(self.directory) and self.checkpoints.latest_step() is not None:
-            old, new = read_description(self.directory)["config"], description["config"]
+            before = read_description(self.directory)
+            old, new = (
+                {**one["config"], **{f"number of {name}": count for name, count in one["data"].items()}}
+                for one in (before, description)
+            )
             different = [
                 f"{key} (there {old.get(key)!r}, here {new.get(key)!r})"
                 for key in sorted(old.keys() | new.keys())
@@ -106,7 +124,7 @@ class Run:
             ]
             if different:
                 raise InputError(
-                    f"{self.directory} holds a run with other settings: {'; '.join(different)}. "
+                    f"{self.directory} holds a run with other settings or data: {'; '.join(different)}. "
                     "Choose another --config.workdir, or remove that directory"
                 )
         tokenizer.save_pretrained(self.directory / "tokenizer")

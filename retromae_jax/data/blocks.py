@@ -234,6 +234,12 @@ class TokenBlocks:
         chunk = np.searchsorted(self._first_rows, index, side="right") - 1
         return self._view(chunk, index - self._first_rows[chunk])
 
+    def id_range(self) -> tuple[int, int]:
+        """The lowest and the highest token id; reads all blocks."""
+        chunks = [ids[offsets[0] : offsets[-1]] for ids, offsets in zip(self._token_ids, self._offsets, strict=True)]
+        chunks = [ids for ids in chunks if len(ids)] or [np.zeros(1, np.int32)]
+        return min(int(ids.min()) for ids in chunks), max(int(ids.max()) for ids in chunks)
+
     def _view(self, chunk: int, row: int) -> np.ndarray:
         offsets = self._offsets[chunk]
         return self._token_ids[chunk][offsets[row] : offsets[row + 1]]

@@ -15,6 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from retromae_jax.checkpoints.hub import resolve
 from retromae_jax.errors import InputError
 
+# One of these is in every directory that holds a tokenizer. Without any, transformers makes up an empty vocabulary.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
+
 
 def load_tokenizer(name_or_directory: str) -> PreTrainedTokenizerBase:
     """Loads a fast tokenizer, with the truncation and padding that some are saved with switched off.
@@ -23,6 +26,11 @@ def load_tokenizer(name_or_directory: str) -> PreTrainedTokenizerBase:
         InputError: if the directory or Hub name has no tokenizer, or one without [CLS], [SEP] and [PAD].
     """
     directory = resolve(name_or_directory)
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(
+            f"{name_or_directory}: no tokenizer files ({', '.join(TOKENIZER_FILES)}); copy those of the model there, "
+            "or name another directory as tokenizer"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -160,7 +160,7 @@ def losses(
         inputs: the masked batch.
         masked_limit: no text has more encoder labels than this; only so many positions enter the head.
         dropout: None at evaluation.
-        swap_sentences: give the decoder the sentence embedding of the batch's next text.
+        swap_sentences: give the decoder the sentence embedding of the text before it in the batch.
     """
     hidden_BxLxD = model.bert(inputs.encoder_token_ids_BxL, inputs.visible_BxL, dropout)
     sentence_BxD = hidden_BxLxD[:, 0]

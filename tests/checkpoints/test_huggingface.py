@@ -124,12 +124,17 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path, model, tok
         huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, max_length)
     assert json.loads((directory / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.tex").write_text("...")
-    with pytest.raises(InputError, match="is not an earlier export"):
-        huggingface.save_encoder(precious, config, weights, tokenizer, "cls", False, 16)
-    assert (precious / "thesis.tex").exists()
+    thesis = directory / "more" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("...")
+    with pytest.raises(InputError, match=r"holds more/thesis\.tex, which no export wrote"):
+        huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, 16)
+    assert thesis.exists()
+    thesis.unlink()
+    # Both parts of a pretraining run's export are replaced together.
+    huggingface.save_masked_lm(directory / "masked_lm", config, weights, tokenizer)
+    huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, 16)
+    assert not (directory / "masked_lm").exists()
 
 
 def test_weights_and_tokenizer_files_are_readable_by_others(tmp_path, model, tokenizer):
@@ -197,6 +202,23 @@ def test_pickled_weights_are_refused_with_a_remedy_that_works(stored, model):
     assert report.fresh == []
 
 
+def test_modules_that_would_change_the_vectors_are_refused(tmp_path, model, tokenizer):
+    config, _, weights = model
+    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, "cls", False, 16)
+    path = tmp_path / "exported" / "modules.json"
+    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    path.write_text(json.dumps([*json.loads(path.read_text()), dense]))
+    with pytest.raises(InputError, match="the modules Dense are not supported"):
+        open_model(str(tmp_path / "exported"))
+
+
+def test_a_model_without_tokenizer_files_is_refused(stored):
+    for name in ("tokenizer.json", "vocab.txt"):
+        (stored / name).unlink()
+    with pytest.raises(InputError, match="no tokenizer files"):
+        Encoder.from_pretrained(str(stored))
+
+
 def test_broken_directories_are_refused(stored, model, tmp_path):
     _, _, weights = model
     with pytest.raises(InputError, match=r"model directory './nowhere' does not exist"):
@@ -219,6 +241,9 @@ def test_broken_directories_are_refused(stored, model, tmp_path):
     _, shapes = parameters.structure(lambda rngs: retromae.Model(wrong.config, "position", jnp.float32, rngs))
     with pytest.raises(InputError, match=r"config\.json and weights do not belong together"):
         wrong.parameters(shapes)
+    (stored / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="not a JSON object"):
+        open_model(str(stored))
     (stored / "config.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         open_model(str(stored))

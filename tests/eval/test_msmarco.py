@@ -44,6 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         calls.append((task, texts, max_length, batch_size))
         return np.array([[text.split().count(word) for word in VOCABULARY] for text in texts], np.float32)
 
+    monkeypatch.setattr(eval.msmarco, "open_model", lambda model: None)
     monkeypatch.setattr(eval.msmarco, "Encoder", Encoder)
     monkeypatch.setattr(eval.msmarco, "encode_texts", encode_texts)
     return calls

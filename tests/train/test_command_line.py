@@ -45,6 +45,7 @@ def test_file_variant_and_overrides():
         (["--config=configs/wiki.py", "--learning_rate=1"], "unexpected argument '--learning_rate=1'"),
         (["--config=configs/wiki.py", "more"], "unexpected argument 'more'"),
         (["--config.batch_size=3"], "--config FILE is missing"),
+        (["--config"], "--config FILE is missing"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(argv, message):

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from configs import demo, demo_finetune, msmarco, wiki
 from retromae_jax.checkpoints.loading import open_model
@@ -87,6 +88,39 @@ def test_pretraining_logs_what_the_user_looks_for(pretrained):
     assert training[0].keys() >= {"encoder_loss", "decoder_accuracy", "learning_rate", "tokens_per_second"}
     assert training[1]["loss"] < training[0]["loss"] < 2 * np.log(30522) * 1.01
     assert list((pretrained / "tensorboard").iterdir())
+
+
+def test_settings_that_make_no_sense_are_refused_before_anything_is_read(tmp_path):
+    changes = {"batch_size": 0, "log_every": 0, "encoder_mask_probability": 1.5, "data": "nowhere"}
+    with pytest.raises(InputError) as error:
+        pretrain(tiny("wiki", workdir=str(tmp_path / "never"), **changes))
+    for problem in ("batch_size 0 is less than 1", "log_every 0 is less than 1", "encoder_mask_probability 1.5"):
+        assert problem in str(error.value)
+    with pytest.raises(InputError, match="checkpoint_every 4 is not a multiple of log_every 3"):
+        pretrain(tiny("wiki", workdir=str(tmp_path / "never"), checkpoint_every=4))
+    config = tiny("wiki", workdir=str(tmp_path / "never"))
+    config.model.hiden_size = 64
+    with pytest.raises(InputError, match="no size 'hiden_size'; did you mean 'hidden_size'"):
+        pretrain(config)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"choose another --config\.workdir"):
+        pretrain(tiny("wiki", workdir=str(tmp_path / "file")))
+
+
+def test_other_data_under_the_same_name_are_refused(pretrained, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(pretrained, resumed)
+    description = json.loads((resumed / "run.json").read_text())
+    description["data"]["blocks"] += 1
+    (resumed / "run.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="number of blocks"):
+        pretrain(tiny("wiki", workdir=str(resumed)))
+
+
+def test_blocks_of_other_making_with_ids_beyond_the_vocabulary_are_refused(tmp_path):
+    Dataset.from_dict({"token_ids": [[5, 6, 40000]] * 40}).save_to_disk(tmp_path / "blocks")
+    with pytest.raises(InputError, match="holds token ids from 5 to 40000"):
+        pretrain(tiny("wiki", data=str(tmp_path / "blocks"), workdir=str(tmp_path / "never")))
 
 
 def test_other_settings_in_the_same_directory_are_refused(pretrained):
