@@ -4,27 +4,30 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-# Without this, every command would begin with the advice to install PyTorch, which tokenizers do not need.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from retromae_jax.checkpoints.hub import resolve
 from retromae_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # One of these is in every directory that holds a tokenizer. Without any, transformers makes up an empty vocabulary.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 
 
-def load_tokenizer(name_or_directory: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
     """Loads a fast tokenizer, with the truncation and padding that some are saved with switched off.
 
     Raises:
         InputError: if the directory or Hub name has no tokenizer, or one without [CLS], [SEP] and [PAD].
     """
+    # Importing transformers takes seconds, and without this it advises to install PyTorch, which nobody needs here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
     directory = resolve(name_or_directory)
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(
@@ -47,14 +50,14 @@ def load_tokenizer(name_or_directory: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A short hash of the vocabulary: equal where token ids mean the same words."""
     words = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def encode_batch(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of texts, [CLS] and [SEP] included.
 
