@@ -46,7 +46,8 @@ class Encoder:
 
         def embed(weights, token_ids_BxL, lengths_B):
             visible_BxL = jnp.arange(token_ids_BxL.shape[1]) < lengths_B[:, None]
-            hidden_BxLxD = parameters.bind(graph, weights).bert(token_ids_BxL, visible_BxL)
+            with parallel.full_precision(jnp.dtype(compute_dtype)):
+                hidden_BxLxD = parameters.bind(graph, weights).bert(token_ids_BxL, visible_BxL)
             return pool(hidden_BxLxD, visible_BxL, settings.pooling, settings.normalize)
 
         self._embed = jax.jit(embed)

@@ -18,8 +18,20 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
+# Of several processes of one run, only the first prints and logs.
+_silent = False
+
+
+def silence() -> None:
+    """Makes this process print and log nothing more."""
+    global _silent
+    _silent = True
+
+
 def say(message: str) -> None:
     """Prints one line about an event that matters, above a progress bar if there is one."""
+    if _silent:
+        return
     tqdm.write(message, file=sys.stderr)
     sys.stderr.flush()
 
@@ -43,7 +55,7 @@ class Progress:
         self.started = self.last_line = time.monotonic()
         self.note = ""
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             self.bar = tqdm(desc=task, total=total, unit=f" {unit}", initial=initial, dynamic_ncols=True, smoothing=0.1)
 
     def update(self, count: int = 1, note: str = "") -> None:
@@ -124,6 +136,9 @@ class MetricsLog:
     def __init__(self, directory: Path, resumed_step: int = 0):
         from tensorboardX import SummaryWriter
 
+        self.file = None
+        if _silent:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = []
@@ -144,11 +159,14 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of optimizer step `step` (the number of finished steps)."""
+        if self.file is None:
+            return
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.file.flush()
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if self.file is not None:
+            self.file.close()
+            self.board.close()

@@ -1,12 +1,72 @@
-"""Devices: the mesh, shardings, and per-device computation inside a sharded step."""
+"""Devices and hosts: start of several processes, the mesh, shardings, and per-device work inside a sharded step."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from retromae_jax import logging
+from retromae_jax.errors import InputError
+
 DATA = "data"
+
+
+def start() -> None:
+    """Joins this process with those of the other hosts, if there are any; call it before anything else of JAX.
+
+    JAX finds the processes of TPU pods, SLURM and MPI jobs by itself. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of
+    the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment name them.
+
+    Raises:
+        InputError: if only some of those are set.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, processes, process = (os.environ.get(name) for name in names)
+    if address and not (processes and process):
+        raise InputError(f"{', '.join(names)} must be set together")
+    try:
+        if address:
+            jax.distributed.initialize(address, int(processes), int(process))
+        else:
+            jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address should be defined" not in str(error):
+            raise
+        return  # no cluster: this process is alone
+    if jax.process_index() > 0:
+        logging.silence()
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(reason: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(reason)
+
+
+def local_rows(batch_size: int) -> slice:
+    """The rows of a batch that this process's devices hold."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def place_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Arrays over all devices from each process's rows (`local_rows`)."""
+    return {name: jax.make_array_from_process_local_data(over_batch(mesh), rows) for name, rows in local.items()}
+
+
+def full_precision(dtype: jnp.dtype) -> AbstractContextManager:
+    """Float32 products in float32: TPUs and GPUs would otherwise round their operands. For tracing."""
+    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
 
 
 def data_mesh() -> Mesh:

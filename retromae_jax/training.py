@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -41,12 +41,9 @@ def initial_state(
         loaded, report = source.parameters(shapes)
         say(f"{source.directory}: {report}")
         values |= loaded
-    values = jax.device_put(values, sharding)
-    return TrainState(
-        jax.device_put(jnp.int32(0), sharding),
-        values,
-        jax.jit(optimizer.init, out_shardings=sharding)(values),
-    )
+    # From host memory, because each process has made the whole state on a device of its own.
+    values, step = jax.device_put((jax.device_get(values), np.int32(0)), sharding)
+    return TrainState(step, values, jax.jit(optimizer.init, out_shardings=sharding)(values))
 
 
 def pretraining_step(
@@ -71,7 +68,8 @@ def pretraining_step(
         def loss(values: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
             return objective.loss(parameters.bind(graph, values), batch, seed)
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
+        with parallel.full_precision(objective.dtype):
+            gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
         return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
@@ -81,7 +79,12 @@ def evaluation_step(
     objective: Any, graph: nnx.GraphDef, seed: int
 ) -> Callable[[parameters.Parameters, dict], dict[str, jax.Array]]:
     """Metrics of a held-out batch, compiled; arguments as for `pretraining_step`."""
-    return jax.jit(lambda values, batch: objective.evaluate(parameters.bind(graph, values), batch, seed))
+
+    def evaluate(values: parameters.Parameters, batch: dict) -> dict[str, jax.Array]:
+        with parallel.full_precision(objective.dtype):
+            return objective.evaluate(parameters.bind(graph, values), batch, seed)
+
+    return jax.jit(evaluate)
 
 
 def apply_gradients(
@@ -109,7 +112,8 @@ def finetuning_step(
         def loss(values: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
             return objective.loss(parameters.bind(graph, values), batch, seed, DEVICES)
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
+        with parallel.full_precision(objective.dtype):
+            gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
         gradients, metrics = jax.lax.pmean((gradients, metrics), DEVICES)
         return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
 

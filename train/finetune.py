@@ -2,8 +2,8 @@
 
     python -m train.finetune --config configs/msmarco.py --config.init runs/wiki
 
-The same command runs on a TPU pod, on GPUs and on a CPU. Started again with the same --config.workdir, it goes on
-from the newest checkpoint there.
+The same command runs on all TPU chips or GPUs of a host and on a CPU. Started again with the same --config.workdir,
+it goes on from the newest checkpoint there.
 """
 
 import jax

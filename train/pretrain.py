@@ -74,11 +74,14 @@ def pretrain(config: ConfigDict) -> None:
     def batch_of(indices: np.ndarray, samples: np.ndarray) -> tuple[dict[str, jax.Array], int]:
         longest = min(int(blocks.lengths[indices].max()) + 2, config.block_length)
         length = padded_length(longest, config.block_length, config.length_buckets)
+        # Each process reads its own share of the batch only.
+        own = parallel.local_rows(config.batch_size)
         token_ids, lengths = blocks.batch(
-            indices, length, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+            indices[own], length, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
         )
-        arrays = {"token_ids": token_ids, "lengths": lengths, "samples": samples.astype(np.uint32)}
-        return jax.device_put(arrays, parallel.over_batch(mesh)), int(lengths.sum())
+        arrays = {"token_ids": token_ids, "lengths": lengths, "samples": samples[own].astype(np.uint32)}
+        tokens = int(np.minimum(blocks.lengths[indices] + 2, length).sum())
+        return parallel.place_batch(mesh, arrays), tokens
 
     def training_batch(step: int) -> tuple[dict[str, jax.Array], int]:
         return batch_of(trained_on[order.indices(step)], order.samples(step))
@@ -136,6 +139,7 @@ def _open_source(name_or_directory: str) -> Source:
 
 @exits_on_input_error
 def main() -> None:
+    parallel.start()
     pretrain(parse_config(__doc__, defaults.PRETRAINING))
 
 

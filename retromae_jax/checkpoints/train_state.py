@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
+from retromae_jax import parallel
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
@@ -127,11 +128,13 @@ class Run:
                     f"{self.directory} holds a run with other settings or data: {'; '.join(different)}. "
                     "Choose another --config.workdir, or remove that directory"
                 )
-        tokenizer.save_pretrained(self.directory / "tokenizer")
-        path = self.directory / "run.json"
-        temporary = path.with_suffix(".incomplete")
-        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        temporary.rename(path)
+        parallel.wait_for_all("compared")
+        if parallel.is_first_process():
+            tokenizer.save_pretrained(self.directory / "tokenizer")
+            path = self.directory / "run.json"
+            temporary = path.with_suffix(".incomplete")
+            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            temporary.rename(path)
 
     def save(self, state: TrainState) -> None:
         """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once."""
@@ -157,7 +160,7 @@ class Run:
             "optimizer": ocp.args.StandardRestore(like(state.optimizer)),
         }
         restored = self.checkpoints.restore(step, args=ocp.args.Composite(**items))
-        count = jax.device_put(jnp.int32(step), state.step.sharding)
+        count = jax.device_put(np.int32(step), state.step.sharding)
         return TrainState(count, restored["parameters"], restored["optimizer"])
 
     def restore_parameters(self) -> Parameters:
