@@ -67,7 +67,6 @@ FINETUNING = {
             "weight_decay",
             "clip_norm",
             "compute_dtype",
-            "length_buckets",
             "log_every",
             "checkpoint_every",
             "checkpoints_to_keep",
@@ -86,6 +85,10 @@ FINETUNING = {
         "passages per query: one positive, the rest negatives; 1 leaves in-batch negatives only",
     ),
     "batch_size": (128, "queries in one optimizer step, over all devices"),
+    "length_buckets": (
+        4,
+        "number of row lengths that queries, and passages, are padded to; each pair is compiled once",
+    ),
     "query_max_length": (32, "tokens of a query, [CLS] and [SEP] included"),
     "passage_max_length": (128, "tokens of a passage, [CLS] and [SEP] included"),
     "num_epochs": (4.0, PRETRAINING["num_epochs"][1]),

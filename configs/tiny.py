@@ -40,6 +40,7 @@ def tiny_finetuning(config: ConfigDict) -> ConfigDict:
     config.num_steps = 6
     config.query_max_length = 16
     config.passage_max_length = 32
+    config.length_buckets = 1
     config.compute_dtype = "float32"
     config.log_every = config.checkpoint_every = 3
     return config

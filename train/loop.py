@@ -41,8 +41,7 @@ def train(
     def log_measurements(finished: int) -> None:
         means = measure(state)
         log.write(finished, {f"held_out/{key}": value for key, value in means.items()})
-        shown = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in means.items())
-        say(f"{name}: step {finished:,}: held out: {shown}")
+        say(f"{name}: step {finished:,}: held out: {_shown(means)}")
 
     with Progress(name, num_steps, "steps", first_step) as progress:
         if measure and first_step == 0:
@@ -60,8 +59,10 @@ def train(
             last = finished == num_steps
             if last or finished % config.log_every == 0:
                 means = {key: float(np.mean([one[key] for one in unlogged])) for key in metrics}
-                speed = {f"{unit}_per_second": units / (time.monotonic() - since)}
-                log.write(finished, means | speed | {"learning_rate": float(learning_rate(step))})
+                means["learning_rate"] = float(learning_rate(step))
+                means[f"{unit}_per_second"] = units / (time.monotonic() - since)
+                log.write(finished, means)
+                say(f"{name}: step {finished:,}: {_shown(means)}")
                 unlogged, units, since = [], 0, time.monotonic()
             if measure and (last or finished % config.evaluate_every == 0):
                 started = time.monotonic()
@@ -72,3 +73,14 @@ def train(
     log.close()
     run.close()
     say(f"{name}: finished, {run.directory}")
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    """Metrics in one line, large numbers without decimals and small ones with significant digits."""
+
+    def number(value: float) -> str:
+        if abs(value) >= 1000:
+            return f"{value:,.0f}"
+        return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
+
+    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in metrics.items())
