@@ -35,6 +35,10 @@ PRETRAINING = {
     "encoder_mask_probability": (0.3, "share of tokens masked for the encoder"),
     "decoder_mask_probability": (0.5, "share of tokens hidden from each decoder row"),
     "decoder_query": ("position", "decoder queries: `position` (RetroMAE) or `embedded` (BGE, DupMAE)"),
+    "bag_of_words_weight": (0.1, "dupmae: weight of the bag-of-words loss"),
+    "head_layers": (2, "condenser, cocondenser: transformer layers of the head"),
+    "skip_from": (6, "condenser, cocondenser: encoder layer whose states the head gets beside the last [CLS]"),
+    "late_masked_lm": (True, "condenser, cocondenser: let the encoder's last layer predict the masked tokens too"),
     # Optimization.
     "batch_size": (256, "texts in one optimizer step, over all devices"),
     "num_epochs": (8.0, "passes over the data; ignored where num_steps is set"),
@@ -44,7 +48,14 @@ PRETRAINING = {
     "weight_decay": (0.01, "AdamW weight decay; biases and LayerNorm are exempt"),
     "clip_norm": (1.0, "gradients are scaled down to this global norm"),
     "compute_dtype": ("bfloat16", "dtype of activations: bfloat16 or float32; parameters are float32"),
-    "length_buckets": (8, "number of row lengths that batches are padded to; each is compiled once"),
+    "remat": (False, "compute activations again in the backward pass instead of keeping them: a third slower, smaller"),
+    "accumulation_parts": (1, "parts of a batch that are computed one after the other; the gradients are the batch's"),
+    "pack_rows": (True, "put several short texts into one row of `block_length` tokens; losses are the same"),
+    "shape_buckets": (
+        16,
+        "number of shapes (numbers of rows; without pack_rows, lengths) that batches are padded to; "
+        "each that occurs is compiled once",
+    ),
     # Watching and saving.
     "log_every": (50, "steps between logged metrics"),
     "validation_blocks": (512, "blocks held out to measure the losses and the reconstruction gain"),

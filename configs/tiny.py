@@ -20,7 +20,7 @@ def tiny_pretraining(config: ConfigDict) -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 6
     config.compute_dtype = "float32"
-    config.length_buckets = 1
+    config.shape_buckets = 1
     config.log_every = config.evaluate_every = config.checkpoint_every = 3
     config.validation_blocks = 8
     return config

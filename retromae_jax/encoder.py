@@ -15,6 +15,7 @@ from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.objectives.contrastive import Model
+from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,10 +46,11 @@ class Encoder:
         graph, _ = parameters.structure(lambda rngs: Model(config, jnp.dtype(compute_dtype), rngs))
 
         def embed(weights, token_ids_BxL, lengths_B):
-            visible_BxL = jnp.arange(token_ids_BxL.shape[1]) < lengths_B[:, None]
+            texts = {"token_ids": token_ids_BxL, "lengths": lengths_B, "samples": jnp.zeros_like(lengths_B, jnp.uint32)}
+            rows = Rows.of(texts, seed=0)
             with parallel.full_precision(jnp.dtype(compute_dtype)):
-                hidden_BxLxD = parameters.bind(graph, weights).bert(token_ids_BxL, visible_BxL)
-            return pool(hidden_BxLxD, visible_BxL, settings.pooling, settings.normalize)
+                hidden_BxLxD = parameters.bind(graph, weights).bert(rows)
+            return pool(hidden_BxLxD, rows.is_token_RxL, settings.pooling, settings.normalize)
 
         self._embed = jax.jit(embed)
 
@@ -93,4 +95,5 @@ class Encoder:
     def embed(self, token_ids_BxL: np.ndarray, lengths_B: np.ndarray) -> jax.Array:
         """Embeddings of padded texts, float32 [B, D]; B must be a multiple of the number of local devices."""
         arrays = jax.device_put((token_ids_BxL, lengths_B), parallel.over_batch(self.mesh))
-        return self._embed(self.weights, *arrays)
+        with jax.set_mesh(self.mesh):
+            return self._embed(self.weights, *arrays)

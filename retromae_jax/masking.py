@@ -5,9 +5,10 @@ max(1, round(p * n)) tokens. Its words are taken in random order; a word that wo
 rest are masked until the budget is spent. Special tokens are never masked. The enhanced decoder sees each row
 through a mask of its own, drawn from min(n, 256) such masks, and never its own position.
 
-Here all samples of all texts are masked at once. Each word has a random key per sample. Sorting the keys gives the
-random order, a cumulative sum of word lengths finds the first words that fit, and so on with the words that fit
-into what is left, until none does: exactly what the loop over words does, in two to four rounds.
+Here all samples of all texts of a row are masked at once. Each word has a random key per sample, behind the number of
+its text. Sorting the keys gives the random order, a cumulative sum of word lengths finds each text's first words that
+fit, and so on with the words that fit into what is left, until none does: exactly what the loop over words does, in
+two to four rounds.
 """
 
 import dataclasses
@@ -19,12 +20,16 @@ import numpy as np
 
 from retromae_jax import parallel, random_bits
 from retromae_jax.errors import InputError
+from retromae_jax.rows import Rows, take
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORD_START, CONTINUATION, SPECIAL = 0, 1, 2
 DECODER_SAMPLES = 256
+# Sorting keys are, from the highest bit on, text, random bits and position. The random bits are always so many that
+# masks do not depend on the row that a text is in: 2^-16 of two words' orders are decided by their positions.
+TEXT_BITS, RANDOM_BITS, POSITION_BITS = 5, 16, 11
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,167 +65,161 @@ class Vocabulary:
 
 
 def whole_word_masks(
-    token_ids_BxL: jax.Array,
-    lengths_B: jax.Array,
-    seeds_B: jax.Array,
-    kinds_V: np.ndarray,
-    probability: float,
-    samples: int,
+    rows: Rows, seeds_RxT: jax.Array, kinds_V: np.ndarray, probability: float, samples: int
 ) -> jax.Array:
     """Draws independent whole-word masks of each text.
 
     Args:
-        token_ids_BxL: int32 [B, L], [CLS] first, [SEP] last, then padding.
-        lengths_B: int32 [B], tokens of each text with [CLS] and [SEP].
-        seeds_B: uint32 [B].
+        rows: the texts.
+        seeds_RxT: uint32, each text's seed for these masks.
         kinds_V: `Vocabulary.kinds`.
         probability: share of the tokens to mask.
         samples: masks to draw for each text, S, at most 65,536.
 
     Returns:
-        bool [B, S, L], True where a token is masked.
+        bool [R, S, L], True where a token is masked.
     """
-    length = token_ids_BxL.shape[1]
+    length, texts = rows.token_ids_RxL.shape[1], rows.lengths_RxT.shape[1]
+    check_row_size(length, texts)
     # Python's rounding of the float64 product, which float32 arithmetic on the device would miss at the ties.
-    budgets = np.array([max(1, round(probability * n)) for n in range(length + 1)], np.int32)
+    budgets = np.array([max(1, round(probability * n)) if n else 0 for n in range(length + 1)], np.int32)
 
-    position_L = jnp.arange(length, dtype=jnp.int32)
-    kind_BxL = jnp.where(position_L < lengths_B[:, None], jnp.asarray(kinds_V)[token_ids_BxL], SPECIAL)
-    after_special_BxL = jnp.pad(kind_BxL[:, :-1], ((0, 0), (1, 0)), constant_values=SPECIAL) == SPECIAL
-    is_start_BxL = (kind_BxL == WORD_START) | ((kind_BxL == CONTINUATION) & after_special_BxL)
-    maskable_BxL = kind_BxL != SPECIAL
-    start_BxL = jax.lax.cummax(jnp.where(is_start_BxL, position_L, 0), axis=1)
-    in_word_BxLxL = (start_BxL[:, None, :] == position_L[:, None]) & maskable_BxL[:, None, :]
-    word_length_BxL = jnp.where(is_start_BxL, jnp.sum(in_word_BxLxL, axis=2, dtype=jnp.int32), 0)
+    # Words: where they start, and how long they are.
+    index_L = jnp.arange(length, dtype=jnp.int32)
+    kind_RxL = jnp.where(rows.is_token_RxL, jnp.asarray(kinds_V)[rows.token_ids_RxL], SPECIAL)
+    after_special_RxL = jnp.pad(kind_RxL[:, :-1], ((0, 0), (1, 0)), constant_values=SPECIAL) == SPECIAL
+    is_start_RxL = (kind_RxL == WORD_START) | ((kind_RxL == CONTINUATION) & after_special_RxL)
+    maskable_RxL = kind_RxL != SPECIAL
+    start_RxL = jax.lax.cummax(jnp.where(is_start_RxL, index_L, 0), axis=1)
+    in_word_RxLxL = (start_RxL[:, None, :] == index_L[:, None]) & maskable_RxL[:, None, :]
+    word_length_RxL = jnp.where(is_start_RxL, jnp.sum(in_word_RxLxL, axis=2, dtype=jnp.int32), 0)
+    own_length_RxL = jnp.where(maskable_RxL, take(word_length_RxL, start_RxL), length + 1)
+    words_RxT = jnp.sum(is_start_RxL[:, None] & (rows.text_RxL[:, None] == np.arange(texts)[:, None]), axis=2)
 
-    # Keys are 22 random bits (fewer for rows beyond 1,024 tokens) and the word's position, so no two are equal
-    # and none is 0, which stands for "no word seen yet" (position 0 holds [CLS]).
-    position_mask = jnp.uint32((1 << max(10, (length - 1).bit_length())) - 1)
+    # Every token's key is that of its word. No key is 0, which stands for "no word seen yet": position 0 holds [CLS].
+    word_position_RxL = take(rows.position_RxL, start_RxL).astype(jnp.uint32)
     element_SxL = jnp.arange(samples, dtype=jnp.uint32)[:, None] << 16
-    random_BxSxL = random_bits.bits(seeds_B[:, None, None], element_SxL + start_BxL[:, None, :].astype(jnp.uint32))
-    key_BxSxL = (random_BxSxL & ~position_mask) | start_BxL[:, None, :].astype(jnp.uint32)
-    last = jnp.uint32(0xFFFFFFFF)
-    sorted_BxSxL = jax.lax.sort(jnp.where(is_start_BxL[:, None, :], key_BxSxL, last), dimension=2)
-    sorted_position_BxSxL = jnp.minimum(sorted_BxSxL & position_mask, length - 1).astype(jnp.int32)
-    sorted_length_BxSxL = jnp.where(
-        sorted_BxSxL == last,
-        0,
-        jax.vmap(lambda lengths, positions: lengths[positions])(word_length_BxL, sorted_position_BxSxL),
-    )
-    own_length_BxL = jnp.take_along_axis(word_length_BxL, start_BxL, axis=1)
-    own_length_Bx1xL = jnp.where(maskable_BxL, own_length_BxL, length + 1)[:, None, :]
+    random_RxSxL = random_bits.bits(rows.of_text(seeds_RxT)[:, None], element_SxL + word_position_RxL[:, None])
+    random_RxSxL = (random_RxSxL >> (32 - RANDOM_BITS)) << POSITION_BITS
+    text_bits_RxL = rows.text_RxL.astype(jnp.uint32) << (32 - TEXT_BITS)
+    key_RxSxL = (text_bits_RxL | start_RxL.astype(jnp.uint32))[:, None] | random_RxSxL
+
+    # The words in random order: first those of the first text, and so on. Behind the words come fillers of length 0.
+    filler = jnp.uint32(0xFFFFFFFF)
+    sorted_RxSxL = jax.lax.sort(jnp.where(is_start_RxL[:, None], key_RxSxL, filler), dimension=2)
+    sorted_start_RxSxL = jnp.minimum(sorted_RxSxL & jnp.uint32((1 << POSITION_BITS) - 1), length - 1)
+    sorted_length_RxSxL = jnp.where(sorted_RxSxL == filler, 0, take(word_length_RxL, sorted_start_RxSxL))
+    word_ends_RxT = jnp.cumsum(words_RxT, axis=1)
+    sorted_text_RxL = jnp.minimum(jnp.sum(index_L[:, None] >= word_ends_RxT[:, None], axis=2), texts - 1)
+
+    def of_words_text(values_RxSxT):
+        """Gives each word, in sorted order, the value of its text."""
+        return _take_last(values_RxSxT, sorted_text_RxL)
+
+    def of_tokens_text(values_RxSxT):
+        return _take_last(values_RxSxT, rows.text_RxL)
+
+    def up_to(values_RxSxL, count_RxT):
+        """The value at the last of the first `count` words; 0 where that is none."""
+        values_RxSxT = _take_last(values_RxSxL, jnp.maximum(count_RxT - 1, 0))
+        return jnp.where(count_RxT[:, None] > 0, values_RxSxT, 0)
 
     def words_fit(state):
         return jnp.any(state[2])
 
     def take_words(state):
-        masked_BxSxL, seen_BxS, active_BxS, left_BxS = state
-        eligible_BxSxL = (
-            (sorted_BxSxL > seen_BxS[..., None])
-            & (sorted_length_BxSxL > 0)
-            & (sorted_length_BxSxL <= left_BxS[..., None])
+        masked_RxSxL, seen_RxSxT, _, left_RxSxT = state
+        left_RxSxL = of_words_text(left_RxSxT)
+        fits_RxSxL = (
+            (sorted_RxSxL > of_words_text(seen_RxSxT)) & (sorted_length_RxSxL > 0) & (sorted_length_RxSxL <= left_RxSxL)
         )
-        used_BxSxL = jnp.cumsum(jnp.where(eligible_BxSxL, sorted_length_BxSxL, 0), axis=2)
-        taken_BxSxL = eligible_BxSxL & (used_BxSxL <= left_BxS[..., None])
-        until_BxS = jnp.max(jnp.where(taken_BxSxL, sorted_BxSxL, 0), axis=2)
-        masked_BxSxL |= (
-            (key_BxSxL > seen_BxS[..., None])
-            & (key_BxSxL <= until_BxS[..., None])
-            & (own_length_Bx1xL <= left_BxS[..., None])
+        used_RxSxL = jnp.cumsum(jnp.where(fits_RxSxL, sorted_length_RxSxL, 0), axis=2)
+        before_RxSxT = up_to(used_RxSxL, word_ends_RxT - words_RxT)
+        taken_RxSxL = fits_RxSxL & (used_RxSxL - of_words_text(before_RxSxT) <= left_RxSxL)
+        # Keys of later texts are higher, so the highest key so far is a text's own if any of its words was taken.
+        until_RxSxL = jax.lax.cummax(jnp.where(taken_RxSxL, sorted_RxSxL, 0), axis=2)
+        until_RxSxT = jnp.maximum(up_to(until_RxSxL, word_ends_RxT), seen_RxSxT)
+        is_own_RxSxT = (until_RxSxT >> (32 - TEXT_BITS)) == np.arange(texts, dtype=np.uint32)
+        until_RxSxT = jnp.where(is_own_RxSxT, until_RxSxT, seen_RxSxT)
+        masked_RxSxL |= (
+            (key_RxSxL > of_tokens_text(seen_RxSxT))
+            & (key_RxSxL <= of_tokens_text(until_RxSxT))
+            & (own_length_RxL[:, None] <= of_tokens_text(left_RxSxT))
         )
-        left_after_BxS = left_BxS - jnp.max(jnp.where(taken_BxSxL, used_BxSxL, 0), axis=2)
-        active_BxS = (until_BxS > 0) & (left_after_BxS > 0)
-        return masked_BxSxL, jnp.maximum(seen_BxS, until_BxS), active_BxS, left_after_BxS
+        spent_RxSxL = jnp.cumsum(jnp.where(taken_RxSxL, sorted_length_RxSxL, 0), axis=2)
+        left_RxSxT -= up_to(spent_RxSxL, word_ends_RxT) - up_to(spent_RxSxL, word_ends_RxT - words_RxT)
+        return masked_RxSxL, until_RxSxT, (until_RxSxT > seen_RxSxT) & (left_RxSxT > 0), left_RxSxT
 
-    left_BxS = jnp.broadcast_to(jnp.asarray(budgets)[lengths_B][:, None], key_BxSxL.shape[:2])
+    left_RxSxT = jnp.broadcast_to(
+        jnp.asarray(budgets)[rows.lengths_RxT][:, None], (len(rows.lengths_RxT), samples, texts)
+    )
     # The loop stops when this device's own texts are done, which is why the callers run it per device.
-    state = (jnp.zeros_like(key_BxSxL, bool), jnp.zeros_like(left_BxS, jnp.uint32), left_BxS > 0, left_BxS)
+    state = (jnp.zeros_like(key_RxSxL, bool), jnp.zeros_like(left_RxSxT, jnp.uint32), left_RxSxT > 0, left_RxSxT)
     return jax.lax.while_loop(words_fit, take_words, state)[0]
 
 
-def corrupt(token_ids_BxL: jax.Array, masked_BxL: jax.Array, seeds_B: jax.Array, vocabulary: Vocabulary) -> jax.Array:
-    """Replaces masked tokens: 80 % by the mask token, 10 % by a random one, 10 % stay.
-
-    Args:
-        token_ids_BxL: int32.
-        masked_BxL: bool.
-        seeds_B: uint32.
-        vocabulary: random tokens come from all of it.
-
-    Returns:
-        int32 [B, L].
-    """
-    position_L = jnp.arange(token_ids_BxL.shape[1], dtype=jnp.uint32)
-    which_BxL = random_bits.uniform(random_bits.stream(seeds_B, "corruption")[:, None], position_L)
-    token_BxL = random_bits.uniform(random_bits.stream(seeds_B, "random token")[:, None], position_L)
-    random_BxL = (token_BxL * len(vocabulary.kinds)).astype(token_ids_BxL.dtype)
-    replaced_BxL = jnp.where(which_BxL < 0.8, vocabulary.mask_id, jnp.where(which_BxL < 0.9, random_BxL, token_ids_BxL))
-    return jnp.where(masked_BxL, replaced_BxL, token_ids_BxL)
+def _take_last(values_RxSxN: jax.Array, indices_RxK: jax.Array) -> jax.Array:
+    """Elements of the last axis, [R, S, N] at int [R, K] -> [R, S, K]."""
+    if values_RxSxN.shape[2] == 1:
+        return jnp.broadcast_to(values_RxSxN, (*values_RxSxN.shape[:2], indices_RxK.shape[1]))
+    return jax.vmap(lambda values_SxN, indices_K: values_SxN[:, indices_K])(values_RxSxN, indices_RxK)
 
 
-def decoder_visibility(masks_BxSxL: jax.Array, lengths_B: jax.Array, seeds_B: jax.Array) -> jax.Array:
-    """Which columns each decoder row may look at.
-
-    Args:
-        masks_BxSxL: sampled masks; a text of n tokens uses the first min(n, S).
-        lengths_B: int32.
-        seeds_B: uint32.
-
-    Returns:
-        bool [B, L, L]; the diagonal and padding columns are False.
-    """
-    samples, length = masks_BxSxL.shape[1:]
-    position_L = jnp.arange(length, dtype=jnp.int32)
-    chance_BxL = random_bits.uniform(seeds_B[:, None], position_L.astype(jnp.uint32))
-    sample_BxL = (chance_BxL * jnp.minimum(lengths_B, samples)[:, None]).astype(jnp.int32)
-    masked_BxLxL = jax.vmap(lambda masks, rows: masks[rows])(masks_BxSxL, sample_BxL)
-    real_Bx1xL = (position_L < lengths_B[:, None])[:, None, :]
-    return real_Bx1xL & ~masked_BxLxL & ~jnp.eye(length, dtype=bool)
-
-
-def encoder_masks(
-    token_ids_BxL: jax.Array,
-    lengths_B: jax.Array,
-    seeds_B: jax.Array,
-    vocabulary: Vocabulary,
-    probability: float,
-) -> tuple[jax.Array, jax.Array]:
-    """The encoder's masks and its corrupted input: bool [B, L] and int32 [B, L]."""
-
-    def on_device(token_ids_BxL, lengths_B, seeds_B):
-        masked_BxL = whole_word_masks(
-            token_ids_BxL,
-            lengths_B,
-            random_bits.stream(seeds_B, "encoder masks"),
-            vocabulary.kinds,
-            probability,
-            samples=1,
-        )[:, 0]
-        return masked_BxL, corrupt(token_ids_BxL, masked_BxL, seeds_B, vocabulary)
-
-    local = parallel.per_device(on_device, batched=(True, True, True), summed=(False, False))
-    return local(token_ids_BxL, lengths_B, seeds_B)
-
-
-def decoder_masks(
-    token_ids_BxL: jax.Array,
-    lengths_B: jax.Array,
-    seeds_B: jax.Array,
-    vocabulary: Vocabulary,
-    probability: float,
-) -> jax.Array:
-    """The decoder's visibility, bool [B, L, L]."""
-
-    def on_device(token_ids_BxL, lengths_B, seeds_B):
-        masks_BxSxL = whole_word_masks(
-            token_ids_BxL,
-            lengths_B,
-            random_bits.stream(seeds_B, "decoder masks"),
-            vocabulary.kinds,
-            probability,
-            samples=min(token_ids_BxL.shape[1], DECODER_SAMPLES),
+def check_row_size(length: int, texts: int) -> None:
+    """Raises InputError for rows that the masks' sorting keys have no room for."""
+    if length > 2**POSITION_BITS or texts >= 2**TEXT_BITS:
+        raise InputError(
+            f"rows of {length} tokens with {texts} texts are too large: at most {2**POSITION_BITS} tokens and "
+            f"{2**TEXT_BITS - 1} texts can be masked"
         )
-        return (decoder_visibility(masks_BxSxL, lengths_B, random_bits.stream(seeds_B, "decoder rows")),)
 
-    local = parallel.per_device(on_device, batched=(True, True, True), summed=(False,))
-    return local(token_ids_BxL, lengths_B, seeds_B)[0]
+
+def corrupt(rows: Rows, masked_RxL: jax.Array, vocabulary: Vocabulary) -> jax.Array:
+    """Replaces masked tokens: 80 % by the mask token, 10 % by a random one of the vocabulary, 10 % stay.
+
+    Returns:
+        int32 [R, L].
+    """
+
+    def uniform(purpose: str) -> jax.Array:
+        seeds_RxL = rows.of_text(random_bits.stream(rows.seeds_RxT, purpose))
+        return random_bits.uniform(seeds_RxL, rows.position_RxL.astype(jnp.uint32))
+
+    which_RxL = uniform("corruption")
+    random_RxL = (uniform("random token") * len(vocabulary.kinds)).astype(jnp.int32)
+    replaced_RxL = jnp.where(
+        which_RxL < 0.8, vocabulary.mask_id, jnp.where(which_RxL < 0.9, random_RxL, rows.token_ids_RxL)
+    )
+    return jnp.where(masked_RxL, replaced_RxL, rows.token_ids_RxL)
+
+
+def encoder_masks(rows: Rows, vocabulary: Vocabulary, probability: float) -> tuple[jax.Array, jax.Array]:
+    """The encoder's masks and its corrupted input: bool [R, L] and int32 [R, L]."""
+
+    def on_device(rows):
+        seeds_RxT = random_bits.stream(rows.seeds_RxT, "encoder masks")
+        masked_RxL = whole_word_masks(rows, seeds_RxT, vocabulary.kinds, probability, samples=1)[:, 0]
+        return masked_RxL, corrupt(rows, masked_RxL, vocabulary)
+
+    return parallel.per_device(on_device, batched=(True,), summed=(False, False))(rows)
+
+
+def decoder_visibility(rows: Rows, vocabulary: Vocabulary, probability: float) -> jax.Array:
+    """Which columns each row of the decoder may look at, bool [R, L, L].
+
+    Each token of a text of n draws one of min(n, 256) masks. It sees the tokens of its own text that are not masked,
+    [CLS] and [SEP] always among them, but never itself.
+    """
+
+    def on_device(rows):
+        length = rows.token_ids_RxL.shape[1]
+        samples = min(length, DECODER_SAMPLES)
+        seeds_RxT = random_bits.stream(rows.seeds_RxT, "decoder masks")
+        masks_RxSxL = whole_word_masks(rows, seeds_RxT, vocabulary.kinds, probability, samples)
+        row_seeds_RxL = rows.of_text(random_bits.stream(rows.seeds_RxT, "decoder rows"))
+        chance_RxL = random_bits.uniform(row_seeds_RxL, rows.position_RxL.astype(jnp.uint32))
+        sample_RxL = (chance_RxL * jnp.minimum(rows.length_RxL, samples)).astype(jnp.int32)
+        masked_RxLxL = take(masks_RxSxL, sample_RxL)
+        return (rows.visible() & ~masked_RxLxL & ~jnp.eye(length, dtype=bool),)
+
+    return parallel.per_device(on_device, batched=(True,), summed=(False,))(rows)[0]

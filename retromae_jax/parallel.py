@@ -53,9 +53,9 @@ def wait_for_all(reason: str) -> None:
         multihost_utils.sync_global_devices(reason)
 
 
-def local_rows(batch_size: int) -> slice:
-    """The rows of a batch that this process's devices hold."""
-    share = batch_size // jax.process_count()
+def local_rows(rows: int) -> slice:
+    """Those of a batch's rows that this process's devices hold."""
+    share = rows // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 

@@ -9,6 +9,8 @@ The mixing function is a 32-bit hash without detectable bias for this use: the m
 found by the search of https://github.com/skeeto/hash-prospector.
 """
 
+import copy
+import itertools
 import zlib
 
 import jax
@@ -61,24 +63,41 @@ class Dropout:
     """Dropout for one forward pass; every application draws from a stream of its own.
 
     Args:
-        seeds_B: uint32 [B], seeds of the batch's samples.
+        seeds_BxL: uint32, the seed of the sample that each token belongs to.
+        positions_BxL: int32, each token's position in its text.
     """
 
-    def __init__(self, seeds_B: jax.Array):
-        self.seeds_B = seeds_B
-        self.applications = 0
+    def __init__(self, seeds_BxL: jax.Array, positions_BxL: jax.Array):
+        self.token_seeds_BxL = bits(seeds_BxL, positions_BxL.astype(jnp.uint32))
+        self.key_positions_BxL = positions_BxL.astype(jnp.uint32)
+        self._applications = itertools.count(1)
 
-    def __call__(self, x: jax.Array, rate: float) -> jax.Array:
-        """Zeroes a share `rate` of x, [B, ...], and scales up the rest."""
-        self.applications += 1
+    def at(self, indices_BxK: jax.Array) -> "Dropout":
+        """The same dropout for K of each row's tokens, which still attend to all of the row's."""
+        chosen = copy.copy(self)
+        chosen.token_seeds_BxL = jnp.take_along_axis(self.token_seeds_BxL, indices_BxK, axis=1)
+        return chosen
+
+    def __call__(self, x_BxLxD: jax.Array, rate: float) -> jax.Array:
+        """Zeroes a share `rate` of the tokens' states, [B, L, D], and scales up the rest."""
+        seeds_BxLx1 = self._next()[:, :, None]
         if rate == 0:
-            return x
-        seeds_B = stream(self.seeds_B, f"dropout {self.applications}")
-        seeds = seeds_B.reshape(-1, *[1] * (x.ndim - 1))
-        elements = jnp.zeros((), jnp.uint32)
-        for axis in range(1, x.ndim):
-            # Strides of at least 1,024 instead of the axis's size, so that padding does not renumber elements.
-            stride = jnp.uint32(max(1024, 1 << (x.shape[axis] - 1).bit_length()))
-            elements = elements * stride + jax.lax.broadcasted_iota(jnp.uint32, (1, *x.shape[1:]), axis)
-        keep = bits(seeds, elements) < jnp.uint32(round((1.0 - rate) * 2**32))
-        return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+            return x_BxLxD
+        features_D = jnp.arange(x_BxLxD.shape[-1], dtype=jnp.uint32)
+        return jnp.where(kept(seeds_BxLx1, features_D, rate), x_BxLxD / (1.0 - rate), jnp.zeros((), x_BxLxD.dtype))
+
+    def attention_seeds(self, heads: int) -> jax.Array:
+        """Seeds of each head's and token's row of attention probabilities, uint32 [B, H, L]."""
+        return bits(self._next()[:, None, :], jnp.arange(heads, dtype=jnp.uint32)[:, None])
+
+    def _next(self) -> jax.Array:
+        return stream(self.token_seeds_BxL, f"dropout {next(self._applications)}")
+
+
+def kept(seeds: jax.Array, elements: jax.Array, rate: float) -> jax.Array:
+    """Whether dropout at this rate keeps an element, bool; arguments as for `bits`.
+
+    Millions of elements are drawn in a step, so each costs one round of mixing. Seeds that differ in few bits would
+    give permutations of one stream: they must be hashes already.
+    """
+    return mix(seeds ^ elements) < jnp.uint32(round((1.0 - rate) * 2**32))

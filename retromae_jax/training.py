@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -13,6 +14,8 @@ from retromae_jax.checkpoints.loading import Source
 from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.logging import say
 from retromae_jax.models import parameters
+from retromae_jax.objectives.masked_lm import MaskedLM
+from retromae_jax.rows import Rows
 
 # Fine-tuning is mapped over the axis that the state's sharding names, or the first step would be compiled twice.
 DEVICES = parallel.DATA
@@ -47,7 +50,7 @@ def initial_state(
 
 
 def pretraining_step(
-    objective: Any, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, seed: int
+    objective: MaskedLM, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, seed: int, parts: int = 1
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """One optimizer step of a pretraining objective, compiled.
 
@@ -59,30 +62,46 @@ def pretraining_step(
         graph: structure of the objective's model.
         optimizer: the optimizer.
         seed: the run's seed.
+        parts: parts of the batch that are computed one after the other, with the gradients of the whole batch. Each
+            device's rows of a batch must divide by it.
 
     Returns:
-        A function from state and batch to the next state and metrics.
+        A function from state and batch (see `Rows.of`) to the next state and metrics.
     """
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
-        def loss(values: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return objective.loss(parameters.bind(graph, values), batch, seed)
+        rows = Rows.of(batch, seed)
 
+        def loss(values: parameters.Parameters, *arguments) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return objective.loss(parameters.bind(graph, values), *arguments)
+
+        gradient = jax.grad(loss, has_aux=True)
         with parallel.full_precision(objective.dtype):
-            gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
+            if parts == 1:
+                gradients, metrics = gradient(state.parameters, rows)
+            else:
+                # Every parts-th row: each device has its share of each part, and no row changes devices.
+                split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), rows)
+                whole = objective.whole_batch(parameters.bind(graph, state.parameters), split)
+
+                def add_part(sums, part):
+                    return jax.tree.map(jnp.add, sums, gradient(state.parameters, *part)), None
+
+                first, rest = (jax.tree.map(lambda x, at=at: x[at], (split, whole)) for at in (0, slice(1, None)))
+                (gradients, metrics), _ = jax.lax.scan(add_part, gradient(state.parameters, *first), rest)
         return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
 
 
 def evaluation_step(
-    objective: Any, graph: nnx.GraphDef, seed: int
+    objective: MaskedLM, graph: nnx.GraphDef, seed: int
 ) -> Callable[[parameters.Parameters, dict], dict[str, jax.Array]]:
     """Metrics of a held-out batch, compiled; arguments as for `pretraining_step`."""
 
     def evaluate(values: parameters.Parameters, batch: dict) -> dict[str, jax.Array]:
         with parallel.full_precision(objective.dtype):
-            return objective.evaluate(parameters.bind(graph, values), batch, seed)
+            return objective.evaluate(parameters.bind(graph, values), Rows.of(batch, seed))
 
     return jax.jit(evaluate)
 

@@ -19,7 +19,15 @@ from retromae_jax.checkpoints import huggingface
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
-from retromae_jax.objectives import retromae
+from retromae_jax.objectives.cocondenser import CoCondenser
+from retromae_jax.objectives.condenser import Condenser
+from retromae_jax.objectives.dupmae import DupMAE
+from retromae_jax.objectives.masked_lm import MaskedLM, MaskedTexts
+from retromae_jax.objectives.prediction import IGNORED
+from retromae_jax.objectives.retromae import Inputs, RetroMAE
+from retromae_jax.rows import Rows
+
+CASES = ("encoder_outputs", "retromae", "dupmae", "condenser", "cocondenser")
 
 
 class GoldenCase:
@@ -40,17 +48,26 @@ class GoldenCase:
         """The structure of the model that `build` makes, and its parameters from the case's weights."""
         graph, shapes = parameters.structure(build)
         tensors = load_file(self.directory / "weights.safetensors")
+        if any(name.startswith("condenser_head.") for name in shapes):
+            tensors |= load_file(self.directory / "condenser_head.safetensors")
         loaded, report = huggingface.from_huggingface(tensors, shapes, str(self.directory))
         if report.fresh:
             raise KeyError(f"no weights for {report.fresh}")
         return graph, loaded
 
+    def rows(self, token_ids: np.ndarray) -> Rows:
+        """Token ids of the case's pretraining batch, one text a row; the attention mask gives the lengths."""
+        lengths = self.arrays("pretrain_batch.npz")["attention_mask"].sum(axis=1)
+        samples = np.arange(len(lengths), dtype=np.uint32)
+        batch = {"token_ids": token_ids.astype(np.int32), "lengths": lengths.astype(np.int32), "samples": samples}
+        return Rows.of(batch, seed=0)
+
     def encoder_outputs(self) -> dict[str, float]:
         """Largest absolute differences of the encoder's states and the head's logits."""
-        graph, weights = self.load(lambda rngs: retromae.Model(self.config, "position", jnp.float32, rngs))
+        graph, weights = self.load(MaskedLM(self.config, vocabulary=None).model)
         model = parameters.bind(graph, weights)
         batch, expected = self.arrays("pretrain_batch.npz"), self.arrays("encoder_outputs.npz")
-        hidden = model.bert(jnp.asarray(batch["encoder_input_ids"]), jnp.asarray(batch["attention_mask"]) > 0)
+        hidden = model.bert(self.rows(batch["encoder_input_ids"]))
         logits = model.head(hidden) @ model.bert.embeddings.word_embeddings.embedding[...].T + model.head.bias[...]
         return {
             "last_hidden_state_error": float(np.max(np.abs(hidden - expected["last_hidden_state"]))),
@@ -59,31 +76,59 @@ class GoldenCase:
 
     def retromae(self) -> dict[str, float]:
         """Losses, and the largest relative error of the gradients."""
-        graph, weights = self.load(lambda rngs: retromae.Model(self.config, "position", jnp.float32, rngs))
+        objective = RetroMAE(self.config, vocabulary=None)
+        return self.losses(objective, self.reconstruction_inputs(), "retromae_grads.safetensors")
+
+    def dupmae(self) -> dict[str, float]:
+        """As `retromae`."""
+        weight = self.expected["dupmae"]["bow_loss_weight"]
+        objective = DupMAE(self.config, vocabulary=None, bag_of_words_weight=weight)
+        return self.losses(objective, self.reconstruction_inputs(), "dupmae_grads.safetensors")
+
+    def condenser(self) -> dict[str, float]:
+        """Losses."""
+        return self.losses(self.condenser_objective(Condenser), self.masked_inputs())
+
+    def cocondenser(self) -> dict[str, float]:
+        """Losses."""
+        return self.losses(self.condenser_objective(CoCondenser), self.masked_inputs())
+
+    def condenser_objective(self, kind: type[Condenser]) -> Condenser:
+        sizes = self.expected["condenser"]
+        return kind(self.config, vocabulary=None, head_layers=sizes["n_head_layers"], skip_from=sizes["skip_from"])
+
+    def masked_inputs(self) -> MaskedTexts:
         batch = self.arrays("pretrain_batch.npz")
-        inputs = retromae.Inputs(
-            encoder_token_ids_BxL=jnp.asarray(batch["encoder_input_ids"]),
-            visible_BxL=jnp.asarray(batch["attention_mask"]) > 0,
-            encoder_labels_BxL=jnp.asarray(batch["encoder_labels"]),
-            decoder_token_ids_BxL=jnp.asarray(batch["decoder_input_ids"]),
-            decoder_visible_BxLxL=jnp.asarray(batch["decoder_attention_mask"]) > 0,
-            decoder_labels_BxL=jnp.asarray(batch["decoder_labels"]),
+        return MaskedTexts(self.rows(batch["encoder_input_ids"]), jnp.asarray(batch["encoder_labels"]))
+
+    def reconstruction_inputs(self) -> Inputs:
+        batch = self.arrays("pretrain_batch.npz")
+        return Inputs(
+            *self.masked_inputs(),
+            texts=self.rows(batch["decoder_input_ids"]),
+            decoder_visible_RxLxL=jnp.asarray(batch["decoder_attention_mask"]) > 0,
+            decoder_labels_RxL=jnp.asarray(batch["decoder_labels"]),
         )
-        masked_limit = max(1, int(np.max(np.sum(batch["encoder_labels"] != retromae.IGNORED, axis=1))))
+
+    def losses(self, objective: MaskedLM, inputs, gradients_file: str = "") -> dict[str, float]:
+        """Losses of an objective on given inputs, and the gradients' error where the case has gradients."""
+        graph, weights = self.load(objective.model)
+        labels = self.arrays("pretrain_batch.npz")["encoder_labels"]
+        limit = max(1, int(np.max(np.sum(labels != IGNORED, axis=1))))
 
         @jax.jit
         def losses_and_gradients(weights):
             def loss(weights):
-                return retromae.losses(parameters.bind(graph, weights), inputs, masked_limit)
+                return objective.losses(parameters.bind(graph, weights), inputs, limit, {}, None)
 
             (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(weights)
             return metrics, gradients
 
         metrics, gradients = losses_and_gradients(weights)
-        return {
-            **{name: float(metrics[name]) for name in ("encoder_loss", "decoder_loss", "loss")},
-            "gradients_error": self.gradients_error(gradients, "retromae_grads.safetensors"),
-        }
+        found = {name: float(value) for name, value in metrics.items() if name.endswith("loss")}
+        if gradients_file:
+            found["gradients_error"] = self.gradients_error(gradients, gradients_file)
+        return found
 
     def gradients_error(self, gradients: parameters.Parameters, file: str) -> float:
         """The largest, over all tensors, of the largest difference over the tensor's largest expected value.
@@ -111,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="directory with expected.json, weights.safetensors, ...")
     case = GoldenCase(parser.parse_args().directory)
-    print(json.dumps({"encoder_outputs": case.encoder_outputs(), "retromae": case.retromae()}, indent=1))
+    print(json.dumps({name: getattr(case, name)() for name in CASES}, indent=1))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import random
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from retromae_jax import masking, parallel
+from retromae_jax.errors import InputError
 from retromae_jax.masking import CONTINUATION, SPECIAL, WORD_START, Vocabulary
-from retromae_jax.random_bits import sample_seeds
+from tests.texts import rows
 
 CLS, SEP, PAD, MASK, UNKNOWN, FIRST, CONTINUED = 0, 1, 2, 3, 4, 5, 500
 KINDS = np.full(1000, WORD_START, np.int8)
@@ -53,10 +53,9 @@ def device_masks(ids, probability, samples, length=None, copies=1):
     length = length or len(ids)
     token_ids = np.full((copies, length), PAD, np.int32)
     token_ids[:, : len(ids)] = ids
-    lengths = np.full(copies, len(ids), np.int32)
-    seeds = sample_seeds(0, jnp.arange(copies, dtype=jnp.uint32))
-    draw = jax.jit(lambda *inputs: masking.whole_word_masks(*inputs, KINDS, probability, samples))
-    return np.asarray(draw(token_ids, lengths, seeds)).reshape(-1, length)
+    texts = rows(token_ids, np.full(copies, len(ids)))
+    draw = jax.jit(lambda texts: masking.whole_word_masks(texts, texts.seeds_RxT, KINDS, probability, samples))
+    return np.asarray(draw(texts)).reshape(-1, length)
 
 
 WORD_LENGTHS = [1, 2, 1, 3, 1, 1, 4, 1, 2, 1, 1, 1, 5, 1, 2, 1, 3, 1, 1, 1, 2, 1]
@@ -106,8 +105,8 @@ def test_single_token_words_use_the_budget_exactly(probability):
     token_ids = np.full((len(lengths), 60), PAD, np.int32)
     for row, length in zip(token_ids, lengths, strict=True):
         row[:length] = text([1] * (length - 2))
-    seeds = sample_seeds(0, jnp.asarray(lengths))
-    masks = masking.whole_word_masks(token_ids, lengths, seeds, KINDS, probability, samples=4)
+    texts = rows(token_ids, lengths)
+    masks = masking.whole_word_masks(texts, texts.seeds_RxT, KINDS, probability, samples=4)
     budgets = [min(max(1, round(probability * int(n))), int(n) - 2) for n in lengths]
     np.testing.assert_array_equal(np.sum(masks, axis=2), np.repeat(budgets, 4).reshape(-1, 4))
 
@@ -138,8 +137,7 @@ def test_corruption_replaces_80_10_10():
     token_ids = np.full((batch, length), FIRST, np.int32)
     masked = np.zeros((batch, length), bool)
     masked[:, ::2] = True
-    seeds = sample_seeds(0, jnp.arange(batch, dtype=jnp.uint32))
-    corrupted = np.asarray(jax.jit(lambda *a: masking.corrupt(*a, VOCABULARY))(token_ids, masked, seeds))
+    corrupted = np.asarray(jax.jit(lambda *a: masking.corrupt(*a, VOCABULARY))(rows(token_ids), masked))
     assert np.all(corrupted[~masked] == FIRST)
     changed = corrupted[masked]
     total = changed.size
@@ -160,9 +158,8 @@ def test_decoder_rows_see_half_and_never_themselves():
     batch, length = 64, len(ids) + 7
     token_ids = np.full((batch, length), PAD, np.int32)
     token_ids[:, : len(ids)] = ids
-    lengths = np.full(batch, len(ids), np.int32)
-    seeds = sample_seeds(0, jnp.arange(batch, dtype=jnp.uint32))
-    visible = np.asarray(jax.jit(lambda *a: masking.decoder_masks(*a, VOCABULARY, 0.5))(token_ids, lengths, seeds))
+    texts = rows(token_ids, np.full(batch, len(ids)))
+    visible = np.asarray(jax.jit(lambda texts: masking.decoder_visibility(texts, VOCABULARY, 0.5))(texts))
     n = len(ids)
     assert not visible[:, :, n:].any()
     assert not np.any(np.diagonal(visible, axis1=1, axis2=2))
@@ -171,20 +168,20 @@ def test_decoder_rows_see_half_and_never_themselves():
     generator = random.Random(0)
     plain = np.zeros((batch, n, n), bool)
     distinct_plain = []
-    for rows in plain:
+    for mask in plain:
         drawn = [plain_whole_word_mask(ids, 0.5, generator) for _ in range(min(n, 256))]
         picked = [generator.randint(0, min(n, 256) - 1) for _ in range(n)]
         distinct_plain.append(len(set(picked)))
-        for i, row in enumerate(rows):
+        for i, row in enumerate(mask):
             row[drawn[picked[i]]] = True
-        rows |= np.eye(n, dtype=bool)
+        mask |= np.eye(n, dtype=bool)
     a, b = visible[:, :n, :n].mean(), 1 - plain.mean()
     assert abs(a - b) < 0.002
     # How many different masks the rows of a text share: n draws from n samples.
     inner = ~np.eye(n, dtype=bool)
     distinct = []
-    for rows in visible[:, :n, :n]:
-        masked = ~rows & inner
+    for text_rows in visible[:, :n, :n]:
+        masked = ~text_rows & inner
         # Rows with the same mask differ at most in their own diagonal element: compare them without both columns.
         representatives = []
         for i in range(n):
@@ -205,18 +202,60 @@ def test_same_masks_on_any_number_of_devices():
     lengths = generator.integers(3, length + 1, batch).astype(np.int32)
     for row, n in zip(token_ids, lengths, strict=True):
         row[n - 1], row[n:] = SEP, PAD
-    seeds = np.asarray(sample_seeds(0, jnp.arange(batch, dtype=jnp.uint32)))
+    texts = rows(token_ids, lengths)
 
-    def masks(token_ids, lengths, seeds):
+    def masks(texts):
         return (
-            *masking.encoder_masks(token_ids, lengths, seeds, VOCABULARY, 0.3),
-            masking.decoder_masks(token_ids, lengths, seeds, VOCABULARY, 0.5),
+            *masking.encoder_masks(texts, VOCABULARY, 0.3),
+            masking.decoder_visibility(texts, VOCABULARY, 0.5),
         )
 
-    expected = jax.jit(masks)(token_ids, lengths, seeds)
+    expected = jax.jit(masks)(texts)
     mesh = parallel.data_mesh()
     with jax.set_mesh(mesh):
-        found = jax.jit(masks)(*jax.device_put((token_ids, lengths, seeds), parallel.over_batch(mesh)))
+        found = jax.jit(masks)(jax.device_put(texts, parallel.over_batch(mesh)))
     for a, b in zip(found, expected, strict=True):
         assert len(a.sharding.device_set) == 8
         np.testing.assert_array_equal(a, b)
+
+
+def test_texts_that_share_a_row_are_masked_as_on_their_own():
+    generator = np.random.default_rng(0)
+    texts = [text(generator.integers(1, 4, words)) for words in (1, 9, 4, 14, 2, 7)]
+    alone, alone_lengths = np.full((6, 64), PAD, np.int32), [len(ids) for ids in texts]
+    for row, ids in zip(alone, texts, strict=True):
+        row[: len(ids)] = ids
+    together, lengths, samples = np.full((2, 100), PAD, np.int32), np.zeros((2, 4), int), np.zeros((2, 4), int)
+    places = {}
+    for row, numbers in enumerate(([3, 0, 1], [5, 4, 2])):
+        start = 0
+        for slot, number in enumerate(numbers):
+            length = len(texts[number])
+            together[row, start : start + length] = texts[number]
+            lengths[row, slot], samples[row, slot] = length, number
+            places[number] = row, slice(start, start + length)
+            start += length
+
+    def masks(texts):
+        drawn = masking.whole_word_masks(texts, texts.seeds_RxT, KINDS, 0.5, samples=64)
+        return drawn, *masking.encoder_masks(texts, VOCABULARY, 0.3), masking.decoder_visibility(texts, VOCABULARY, 0.5)
+
+    one_a_row = jax.jit(masks)(rows(alone, alone_lengths))
+    shared = jax.jit(masks)(rows(together, lengths, samples))
+    for number, (row, here) in places.items():
+        n = alone_lengths[number]
+        np.testing.assert_array_equal(shared[0][row, :, here], one_a_row[0][number, :, :n])
+        np.testing.assert_array_equal(shared[1][row, here], one_a_row[1][number, :n])
+        np.testing.assert_array_equal(shared[2][row, here], one_a_row[2][number, :n])
+        # Each row draws from min(n, 256) masks in both, and looks at its own text only.
+        np.testing.assert_array_equal(shared[3][row, here, here], one_a_row[3][number, :n, :n])
+        elsewhere = np.ones(100, bool)
+        elsewhere[here] = False
+        assert not np.any(shared[3][row, here][:, elsewhere])
+
+
+def test_rows_that_are_too_large_for_the_masks_are_refused():
+    with pytest.raises(InputError, match="rows of 4096 tokens with 1 texts are too large"):
+        masking.check_row_size(4096, 1)
+    with pytest.raises(InputError, match="with 32 texts"):
+        masking.check_row_size(512, 32)

@@ -60,11 +60,15 @@ def shares(config: ConfigDict, *keys: str) -> str | None:
     return "; ".join(f"{key} {config[key]} is not between 0 and 1" for key in keys if not 0 <= config[key] < 1) or None
 
 
-def batch(config: ConfigDict) -> str | None:
-    """A problem if the batch does not divide over the devices."""
+def batch(config: ConfigDict, parts: int = 1) -> str | None:
+    """A problem if the batch does not divide over the devices, and that of each into parts."""
     devices = jax.device_count()
-    if config.batch_size % devices:
-        return f"batch_size {config.batch_size} does not divide over {devices} devices; take a multiple of {devices}"
+    if config.batch_size % (devices * parts):
+        into = f" in {parts} parts" if parts > 1 else ""
+        return (
+            f"batch_size {config.batch_size} does not divide over {devices} devices{into}; "
+            f"take a multiple of {devices * parts}"
+        )
     return None
 
 

@@ -28,12 +28,12 @@ from tokenizers import Tokenizer
 from configs import defaults
 from retromae_jax.data.blocks import (
     DESCRIPTION,
-    SPECIAL_TOKENS,
     pack,
     partial_directory,
     write_blocks,
     write_description,
 )
+from retromae_jax.data.packing import SPECIAL_TOKENS
 from retromae_jax.data.text import Document, Source, open_sources
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, duration, say, table

@@ -15,8 +15,9 @@ from configs import defaults
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
-from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
+from retromae_jax.data.batches import BatchOrder, number_of_steps
 from retromae_jax.data.blocks import TokenBlocks
+from retromae_jax.data.packing import SPECIAL_TOKENS, fill, one_text_a_row, packed
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import say, table
@@ -41,8 +42,8 @@ def pretrain(config: ConfigDict) -> None:
     """
     # Settings, data and model, checked against each other before any work.
     checks.fit(
-        checks.whole_numbers(config, batch_size=1, length_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
-        checks.whole_numbers(config, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
+        checks.whole_numbers(config, batch_size=1, shape_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
+        checks.whole_numbers(config, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
         checks.saving(config),
     )
@@ -53,7 +54,7 @@ def pretrain(config: ConfigDict) -> None:
     vocabulary = Vocabulary.of(tokenizer)
     held_out_batches = -(-config.validation_blocks // config.batch_size)
     checks.fit(
-        checks.batch(config),
+        checks.batch(config, config.accumulation_parts),
         checks.known("objective", config.objective, OBJECTIVES),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
@@ -71,20 +72,24 @@ def pretrain(config: ConfigDict) -> None:
     order = BatchOrder(len(trained_on), config.batch_size, config.seed)
     num_steps = number_of_steps(config.num_steps, config.num_epochs, len(trained_on), config.batch_size)
 
-    def batch_of(indices: np.ndarray, samples: np.ndarray) -> tuple[dict[str, jax.Array], int]:
-        longest = min(int(blocks.lengths[indices].max()) + 2, config.block_length)
-        length = padded_length(longest, config.block_length, config.length_buckets)
+    # The number of rows is a multiple of this, so that few shapes are compiled.
+    least = mesh.size * config.accumulation_parts
+    row_step = least * -(-config.batch_size // (config.shape_buckets * least))
+
+    def batch_of(indices: np.ndarray, epochs: np.ndarray, samples: np.ndarray) -> tuple[dict[str, jax.Array], int]:
+        texts = blocks.draw(indices, epochs)
+        tokens = np.array([len(text) + SPECIAL_TOKENS for text in texts])
+        if config.pack_rows:
+            layout = packed(tokens, config.block_length, row_step)
+        else:
+            layout = one_text_a_row(tokens, config.block_length, config.shape_buckets)
         # Each process reads its own share of the batch only.
-        own = parallel.local_rows(config.batch_size)
-        token_ids, lengths = blocks.batch(
-            indices[own], length, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-        )
-        arrays = {"token_ids": token_ids, "lengths": lengths, "samples": samples[own].astype(np.uint32)}
-        tokens = int(np.minimum(blocks.lengths[indices] + 2, length).sum())
-        return parallel.place_batch(mesh, arrays), tokens
+        own = parallel.local_rows(layout.rows)
+        ids = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+        return parallel.place_batch(mesh, fill(layout, texts, samples, own, *ids)), int(layout.tokens_N.sum())
 
     def training_batch(step: int) -> tuple[dict[str, jax.Array], int]:
-        return batch_of(trained_on[order.indices(step)], order.samples(step))
+        return batch_of(trained_on[order.indices(step)], order.epochs(step), order.samples(step))
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)
@@ -112,7 +117,7 @@ def pretrain(config: ConfigDict) -> None:
         measured = []
         for number in range(held_out_batches):
             rows = np.arange(number * config.batch_size, (number + 1) * config.batch_size)
-            batch, _ = batch_of(held_out[rows], rows + FIRST_HELD_OUT_SAMPLE)
+            batch, _ = batch_of(held_out[rows], np.zeros_like(rows), rows + FIRST_HELD_OUT_SAMPLE)
             measured.append(evaluate(state.parameters, batch))
         return {name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]}
 
@@ -122,7 +127,7 @@ def pretrain(config: ConfigDict) -> None:
             run,
             state,
             num_steps,
-            pretraining_step(objective, graph, optimizer, config.seed),
+            pretraining_step(objective, graph, optimizer, config.seed, config.accumulation_parts),
             training_batch,
             "tokens",
             schedule,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 RENAMINGS = (
     (r"^bert\.layers\.", "bert.encoder.layer."),
     (r"^decoder\.layer\.", "decoder."),
+    (r"^condenser_head\.layers\.", "condenser_head."),
     (r"\.attention\.(query|key|value)\.", r".attention.self.\1."),
     (r"\.attention\.output\.", ".attention.output.dense."),
     (r"\.attention\.layer_norm\.", ".attention.output.LayerNorm."),

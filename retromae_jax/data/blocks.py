@@ -4,6 +4,7 @@ The store is a directory in the layout of Hugging Face `datasets`, with one colu
 without special tokens, the format of the original RetroMAE code.
 """
 
+import bisect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from retromae_jax.data.packing import SPECIAL_TOKENS
 from retromae_jax.data.text import Document, load_saved_dataset
 from retromae_jax.errors import InputError
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 COLUMN = "token_ids"
-# [CLS] and [SEP], which training adds.
-SPECIAL_TOKENS = 2
 # A document's last block is dropped if it is shorter than this share of a full one and not the only one.
 SHORTEST_TAIL = 1 / 16
 DESCRIPTION = "prepare.json"
@@ -219,7 +219,7 @@ class TokenBlocks:
         # Views on the mapped files: no block is read before it is used.
         self._token_ids = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
         self._offsets = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._first_rows = np.cumsum([0] + [len(chunk) for chunk in chunks])
+        self._first_rows = np.cumsum([0] + [len(chunk) for chunk in chunks]).tolist()
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
         self.settings = _read_settings(directory / DESCRIPTION)
 
@@ -228,11 +228,11 @@ class TokenBlocks:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Token ids of a block, without special tokens: an integer view, read-only."""
-        if not -len(self) <= index < len(self):
+        if not 0 <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
-        index %= len(self)
-        chunk = np.searchsorted(self._first_rows, index, side="right") - 1
-        return self._view(chunk, index - self._first_rows[chunk])
+        chunk = bisect.bisect_right(self._first_rows, index) - 1
+        offsets, row = self._offsets[chunk], index - self._first_rows[chunk]
+        return self._token_ids[chunk][offsets[row] : offsets[row + 1]]
 
     def id_range(self) -> tuple[int, int]:
         """The lowest and the highest token id; reads all blocks."""
@@ -240,35 +240,14 @@ class TokenBlocks:
         chunks = [ids for ids in chunks if len(ids)] or [np.zeros(1, np.int32)]
         return min(int(ids.min()) for ids in chunks), max(int(ids.max()) for ids in chunks)
 
-    def _view(self, chunk: int, row: int) -> np.ndarray:
-        offsets = self._offsets[chunk]
-        return self._token_ids[chunk][offsets[row] : offsets[row + 1]]
-
-    def batch(
-        self, indices: np.ndarray, length: int, cls_id: int, sep_id: int, pad_id: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows for the model: [CLS], the block, [SEP], padding.
+    def draw(self, indices: np.ndarray, epochs: np.ndarray) -> list[np.ndarray]:
+        """The texts to train on: the blocks themselves, in every pass the same.
 
         Args:
-            indices: blocks, integers [B], each in [0, len(self)).
-            length: tokens of a row, at least 2; what is longer is cut.
-            cls_id, sep_id, pad_id: ids of [CLS], [SEP] and [PAD].
-
-        Returns:
-            Token ids, int32 [B, length]; and how many of each row are not padding, int32 [B].
+            indices: blocks, integers [B].
+            epochs: the pass that each belongs to, [B].
         """
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
-            raise IndexError(f"blocks {indices.min()} to {indices.max()} of {len(self)}")
-        token_ids = np.full((len(indices), length), pad_id, np.int32)
-        taken = np.minimum(self.lengths[indices], length - SPECIAL_TOKENS)
-        chunks = np.searchsorted(self._first_rows, indices, side="right") - 1
-        rows = indices - self._first_rows[chunks]
-        for place, (chunk, row, count) in enumerate(zip(chunks, rows, taken, strict=True)):
-            token_ids[place, 1 : count + 1] = self._view(chunk, row)[:count]
-        token_ids[:, 0] = cls_id
-        token_ids[np.arange(len(indices)), taken + 1] = sep_id
-        return token_ids, taken + np.int32(SPECIAL_TOKENS)
+        return [self[index] for index in indices.tolist()]
 
 
 def partial_directory(directory: Path) -> Path:

@@ -5,17 +5,22 @@ positions, D hidden width, H heads, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from retromae_jax.attention import attention
 from retromae_jax.errors import InputError
 from retromae_jax.random_bits import Dropout
+from retromae_jax.rows import Rows, take
 
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    # With erf as in PyTorch: JAX's own takes erfc, which costs several times as much on a CPU.
+    "gelu": lambda x: x * (jax.lax.erf(x * math.sqrt(0.5)) + 1) / 2,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
@@ -84,13 +89,13 @@ class Embeddings(nnx.Module):
         """Word embeddings, [B, L, D]."""
         return self.word_embeddings.embedding[token_ids_BxL].astype(self.dtype)
 
-    def positions(self, length: int) -> jax.Array:
-        """Position embeddings of the first `length` positions, [L, D]."""
-        return self.position_embeddings.embedding[:length].astype(self.dtype)
+    def positions(self, positions_BxL: jax.Array) -> jax.Array:
+        """Embeddings of positions in a text, [B, L, D]."""
+        return self.position_embeddings.embedding[positions_BxL].astype(self.dtype)
 
-    def __call__(self, inputs_BxLxD: jax.Array, dropout: Dropout | None) -> jax.Array:
+    def __call__(self, inputs_BxLxD: jax.Array, positions_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
         """Embeds inputs that stand where word embeddings stand, [B, L, D] -> [B, L, D]."""
-        x_BxLxD = inputs_BxLxD + self.positions(inputs_BxLxD.shape[1])
+        x_BxLxD = inputs_BxLxD + self.positions(positions_BxL)
         x_BxLxD = x_BxLxD + self.token_type_embeddings.embedding[0].astype(self.dtype)
         return drop(self.layer_norm(x_BxLxD), self.dropout_rate, dropout)
 
@@ -115,17 +120,14 @@ class Attention(nnx.Module):
         def split(x):
             return x.reshape(*x.shape[:2], self.heads, -1)
 
-        q_BxLxHxK = split(self.query(queries_BxLxD))
-        k_BxMxHxK = split(self.key(keys_BxMxD))
-        v_BxMxHxK = split(self.value(keys_BxMxD))
-        scores_BxHxLxM = jnp.einsum(
-            "BLHK,BMHK->BHLM", q_BxLxHxK, k_BxMxHxK, preferred_element_type=jnp.float32
-        ) / jnp.sqrt(jnp.float32(q_BxLxHxK.shape[-1]))
-        visible_Bx1xLxM = visible[:, None, None, :] if visible.ndim == 2 else visible[:, None, :, :]
-        scores_BxHxLxM = jnp.where(visible_Bx1xLxM, scores_BxHxLxM, jnp.finfo(jnp.float32).min)
-        probabilities_BxHxLxM = jax.nn.softmax(scores_BxHxLxM, axis=-1).astype(v_BxMxHxK.dtype)
-        probabilities_BxHxLxM = drop(probabilities_BxHxLxM, self.probabilities_dropout_rate, dropout)
-        mixed_BxLxHxK = jnp.einsum("BHLM,BMHK->BLHK", probabilities_BxHxLxM, v_BxMxHxK)
+        mixed_BxLxHxK = attention(
+            split(self.query(queries_BxLxD)),
+            split(self.key(keys_BxMxD)),
+            split(self.value(keys_BxMxD)),
+            visible,
+            dropout,
+            self.probabilities_dropout_rate,
+        )
         mixed_BxLxD = mixed_BxLxHxK.reshape(queries_BxLxD.shape)
         return self.layer_norm(queries_BxLxD + drop(self.output(mixed_BxLxD), self.dropout_rate, dropout))
 
@@ -160,7 +162,7 @@ class BertLayer(nnx.Module):
         Args:
             queries_BxLxD: [B, L, D].
             keys_BxMxD: [B, M, D], from which keys and values are made; self-attention if the same as the queries.
-            visible: bool, [B, M] (columns every row may look at) or [B, L, M] (row i may look at column j).
+            visible: bool [B, L, M], whether query i may look at key j; or [B, 1, M], the same for all queries.
             dropout: None at evaluation.
 
         Returns:
@@ -170,30 +172,67 @@ class BertLayer(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """The BERT encoder without pooler: token ids to contextual states."""
+    """The BERT encoder without pooler: token ids to contextual states.
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    Args:
+        config: sizes.
+        dtype: of activations.
+        rngs: of fresh parameters.
+        remat: compute the layers' activations again in the backward pass instead of keeping them.
+    """
+
+    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs, remat: bool = False):
         self.embeddings = Embeddings(config, dtype, rngs)
         self.layers = nnx.List([BertLayer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
+        self.remat = remat
 
     def hidden_states(
-        self, token_ids_BxL: jax.Array, visible: jax.Array, dropout: Dropout | None = None
+        self, rows: Rows, dropout: Dropout | None = None, last_at_RxK: jax.Array | None = None
     ) -> list[jax.Array]:
-        """The embedding block's output and every layer's, num_hidden_layers + 1 arrays [B, L, D].
+        """The embedding block's output and every layer's, num_hidden_layers + 1 arrays [R, L, D].
 
         Args:
-            token_ids_BxL: int32 [B, L].
-            visible: bool, [B, L] (True where there is a token) or [B, L, L].
+            rows: texts; each attends to itself.
             dropout: None at evaluation.
+            last_at_RxK: see `run_layers`.
         """
-        states = [self.embeddings(self.embeddings.words(token_ids_BxL), dropout)]
-        for layer in self.layers:
-            states.append(layer(states[-1], states[-1], visible, dropout))
-        return states
+        embedded_RxLxD = self.embeddings(self.embeddings.words(rows.token_ids_RxL), rows.position_RxL, dropout)
+        return run_layers(self.layers, embedded_RxLxD, rows.visible(), dropout, last_at_RxK, self.remat)
 
-    def __call__(self, token_ids_BxL: jax.Array, visible: jax.Array, dropout: Dropout | None = None) -> jax.Array:
-        """The last layer's states, [B, L, D]; arguments as for `hidden_states`."""
-        return self.hidden_states(token_ids_BxL, visible, dropout)[-1]
+    def __call__(self, rows: Rows, dropout: Dropout | None = None) -> jax.Array:
+        """The last layer's states, [R, L, D]; arguments as for `hidden_states`."""
+        return self.hidden_states(rows, dropout)[-1]
+
+
+def run_layers(
+    layers: Sequence[BertLayer],
+    x_RxLxD: jax.Array,
+    visible: jax.Array,
+    dropout: Dropout | None,
+    last_at_RxK: jax.Array | None = None,
+    remat: bool = False,
+) -> list[jax.Array]:
+    """The input's states and every layer's.
+
+    Args:
+        layers: transformer layers.
+        x_RxLxD: input.
+        visible: as for `BertLayer`.
+        dropout: None at evaluation.
+        last_at_RxK: int32, the K positions of each row at which the last layer's states are wanted. That layer then
+            computes nothing else, and its states are [R, K, D].
+        remat: compute the layers' activations again in the backward pass instead of keeping them.
+    """
+    states = [x_RxLxD]
+    for layer in layers:
+        queries = states[-1]
+        if layer is layers[-1] and last_at_RxK is not None:
+            queries = take(queries, last_at_RxK)
+            visible = visible if visible.shape[1] == 1 else take(visible, last_at_RxK)
+            dropout = None if dropout is None else dropout.at(last_at_RxK)
+        run = functools.partial(layer, visible=visible, dropout=dropout)
+        states.append((jax.checkpoint(run) if remat else run)(queries, states[-1]))
+    return states
 
 
 class MaskedLanguageModelHead(nnx.Module):

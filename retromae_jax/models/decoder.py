@@ -12,6 +12,7 @@ from flax import nnx
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig, BertLayer, Embeddings
 from retromae_jax.random_bits import Dropout
+from retromae_jax.rows import Rows
 
 DECODER_QUERIES = ("position", "embedded")
 
@@ -32,29 +33,29 @@ class EnhancedDecoder(nnx.Module):
 
     def __call__(
         self,
-        sentence_BxD: jax.Array,
-        token_ids_BxL: jax.Array,
-        visible_BxLxL: jax.Array,
+        sentence_RxTxD: jax.Array,
+        rows: Rows,
+        visible_RxLxL: jax.Array,
         embeddings: Embeddings,
         dropout: Dropout | None,
     ) -> jax.Array:
-        """Decodes every position of the text.
+        """Decodes every position of the texts.
 
         Args:
-            sentence_BxD: sentence embeddings.
-            token_ids_BxL: the clean text.
-            visible_BxLxL: bool; row i may look at column j. The diagonal must be False.
+            sentence_RxTxD: sentence embeddings.
+            rows: the clean texts.
+            visible_RxLxL: bool; row i may look at column j. The diagonal must be False.
             embeddings: the encoder's embedding block, which the decoder shares.
             dropout: None at evaluation.
 
         Returns:
-            Hidden states [B, L, D], for the masked-language-model head.
+            Hidden states [R, L, D], for the masked-language-model head.
         """
-        sentence_Bx1xD = sentence_BxD[:, None, :]
-        embedded_BxLxD = embeddings(embeddings.words(token_ids_BxL), dropout)
-        keys_BxLxD = jnp.concatenate([sentence_Bx1xD, embedded_BxLxD[:, 1:]], axis=1)
+        sentence_RxLxD = rows.of_text(sentence_RxTxD)
+        embedded_RxLxD = embeddings(embeddings.words(rows.token_ids_RxL), rows.position_RxL, dropout)
+        keys_RxLxD = jnp.where((rows.position_RxL == 0)[:, :, None], sentence_RxLxD, embedded_RxLxD)
         if self.query == "position":
-            queries_BxLxD = embeddings.positions(token_ids_BxL.shape[1]) + sentence_Bx1xD
+            queries_RxLxD = embeddings.positions(rows.position_RxL) + sentence_RxLxD
         else:
-            queries_BxLxD = embeddings(jnp.broadcast_to(sentence_Bx1xD, embedded_BxLxD.shape), dropout)
-        return self.layer(queries_BxLxD, keys_BxLxD, visible_BxLxL, dropout)
+            queries_RxLxD = embeddings(sentence_RxLxD, rows.position_RxL, dropout)
+        return self.layer(queries_RxLxD, keys_RxLxD, visible_RxLxL, dropout)

@@ -8,6 +8,7 @@ from flax import nnx
 from retromae_jax import random_bits
 from retromae_jax.models.bert import Bert, BertConfig
 from retromae_jax.models.pooling import EncoderSettings, pool
+from retromae_jax.rows import Rows
 
 
 class Model(nnx.Module):
@@ -76,17 +77,16 @@ class Contrastive:
         queries, passages = batch["query_lengths"].size, batch["passage_lengths"].size
         group = passages // queries
         passage_samples = jnp.repeat(batch["samples"], group) * group + jnp.arange(passages, dtype=jnp.uint32) % group
-        query_seeds_Q = random_bits.stream(random_bits.sample_seeds(seed, batch["samples"]), "query")
-        passage_seeds_P = random_bits.stream(random_bits.sample_seeds(seed, passage_samples), "passage")
 
-        queries_QxD = self._embed(model, batch["query_ids"], batch["query_lengths"], query_seeds_Q)
-        passages_PxD = self._embed(model, batch["passage_ids"], batch["passage_lengths"], passage_seeds_P)
+        def embed(kind: str, samples_B: jax.Array) -> jax.Array:
+            texts = {"token_ids": batch[f"{kind}_ids"], "lengths": batch[f"{kind}_lengths"], "samples": samples_B}
+            rows = Rows.of(texts, seed)
+            rows = rows._replace(seeds_RxT=random_bits.stream(rows.seeds_RxT, kind))
+            hidden_BxLxD = model.bert(rows, rows.dropout())
+            return pool(hidden_BxLxD, rows.is_token_RxL, self.settings.pooling, self.settings.normalize)
+
+        queries_QxD, passages_PxD = embed("query", batch["samples"]), embed("passage", passage_samples)
         gathered_PxD = jax.lax.all_gather(passages_PxD, axis, tiled=True)
         positives_Q = (jax.lax.axis_index(axis) * queries + jnp.arange(queries)) * group
         loss, accuracy = contrastive_loss(queries_QxD, gathered_PxD, positives_Q, self.temperature)
         return loss, {"loss": loss, "accuracy": accuracy}
-
-    def _embed(self, model: Model, token_ids_BxL: jax.Array, lengths_B: jax.Array, seeds_B: jax.Array) -> jax.Array:
-        visible_BxL = jnp.arange(token_ids_BxL.shape[1]) < lengths_B[:, None]
-        hidden_BxLxD = model.bert(token_ids_BxL, visible_BxL, random_bits.Dropout(seeds_B))
-        return pool(hidden_BxLxD, visible_BxL, self.settings.pooling, self.settings.normalize)

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -22,8 +21,9 @@ from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings
-from retromae_jax.objectives import retromae
+from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.retrieval.encode import encode_texts
+from tests.texts import rows
 
 TEXTS = [
     "A compact encoder.",
@@ -42,9 +42,7 @@ def model():
     """A small random pretraining model: config, graph, parameters."""
     config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 
-    def build(rngs):
-        return retromae.Model(config, "position", jnp.float32, rngs)
-
+    build = RetroMAE(config, vocabulary=None).model
     weights = parameters.initialize(build, seed=1)
     generator = np.random.default_rng(0)
     weights = {k: v + 0.1 * generator.standard_normal(v.shape, np.float32) for k, v in weights.items()}
@@ -102,8 +100,8 @@ def test_masked_language_model_directory_opens_with_equal_logits_and_carries_the
     theirs = loads_cleanly(transformers.AutoModelForMaskedLM, directory)
     inputs = transformers.AutoTokenizer.from_pretrained(directory)(TEXTS, padding=True, return_tensors="pt")
     bound = parameters.bind(graph, weights)
-    visible = jnp.asarray(inputs["attention_mask"].numpy() > 0)
-    hidden = bound.bert(jnp.asarray(inputs["input_ids"].numpy()), visible)
+    visible = inputs["attention_mask"].numpy() > 0
+    hidden = bound.bert(rows(inputs["input_ids"].numpy(), visible.sum(axis=1)))
     table = weights["bert.embeddings.word_embeddings.embedding"]
     logits = bound.head(hidden) @ table.T + weights["head.bias"]
     with torch.no_grad():
@@ -238,7 +236,7 @@ def test_broken_directories_are_refused(stored, model, tmp_path):
     config = json.loads((stored / "config.json").read_text())
     (stored / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
     wrong = open_model(str(stored))
-    _, shapes = parameters.structure(lambda rngs: retromae.Model(wrong.config, "position", jnp.float32, rngs))
+    _, shapes = parameters.structure(RetroMAE(wrong.config, vocabulary=None).model)
     with pytest.raises(InputError, match=r"config\.json and weights do not belong together"):
         wrong.parameters(shapes)
     (stored / "config.json").write_text("[]")

@@ -11,7 +11,9 @@ from retromae_jax.checkpoints import huggingface
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Bert, BertConfig
-from retromae_jax.objectives import contrastive, retromae
+from retromae_jax.objectives import contrastive
+from retromae_jax.objectives.retromae import RetroMAE
+from tests.texts import rows
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def test_random_weights_give_the_states_and_logits_of_pytorch(batch):
     for parameter in theirs.parameters():  # biases and LayerNorm start at 0 and 1, where mistakes would not show
         parameter.data += 0.05 * torch.randn_like(parameter)
     config = BertConfig.from_huggingface(theirs.config.to_dict(), "theirs")
-    graph, shapes = parameters.structure(lambda rngs: retromae.Model(config, "position", jnp.float32, rngs))
+    graph, shapes = parameters.structure(RetroMAE(config, vocabulary=None).model)
     tensors = {name: value.numpy() for name, value in theirs.state_dict().items()}
     loaded, report = huggingface.from_huggingface(tensors, shapes, "theirs")
     assert report.left_over == [] and {name.split(".")[0] for name in report.fresh} == {"decoder"}
@@ -37,7 +39,7 @@ def test_random_weights_give_the_states_and_logits_of_pytorch(batch):
     model = parameters.bind(graph, loaded | decoder)
 
     token_ids, visible = batch
-    hidden = model.bert(jnp.asarray(token_ids), jnp.asarray(visible))
+    hidden = model.bert(rows(token_ids, visible.sum(axis=1)))
     logits = model.head(hidden) @ loaded["bert.embeddings.word_embeddings.embedding"].T + loaded["head.bias"]
     with torch.no_grad():
         arguments = {"input_ids": torch.tensor(token_ids).long(), "attention_mask": torch.tensor(visible).long()}
@@ -55,7 +57,7 @@ def test_a_real_checkpoint_gives_the_states_of_pytorch(minilm_directory, batch):
     loaded, report = huggingface.from_huggingface(tensors, shapes, "minilm")
     assert not report.fresh
     token_ids, visible = batch
-    hidden = np.asarray(parameters.bind(graph, loaded).bert(jnp.asarray(token_ids), jnp.asarray(visible)))
+    hidden = np.asarray(parameters.bind(graph, loaded).bert(rows(token_ids, visible.sum(axis=1))))
     with torch.no_grad():
         arguments = {"input_ids": torch.tensor(token_ids).long(), "attention_mask": torch.tensor(visible).long()}
         expected = theirs(**arguments).last_hidden_state.numpy()
@@ -69,7 +71,7 @@ def test_bfloat16_stays_close_to_float32():
         graph, _ = parameters.structure(lambda rngs, dtype=dtype: Bert(config, dtype, rngs))
         weights = parameters.initialize(lambda rngs: Bert(config, jnp.float32, rngs), seed=0)
         assert {value.dtype for value in weights.values()} == {jnp.dtype("float32")}
-        hidden = parameters.bind(graph, weights)(jnp.arange(20).reshape(2, 10), jnp.ones((2, 10), bool))
+        hidden = parameters.bind(graph, weights)(rows(np.arange(20).reshape(2, 10)))
         assert hidden.dtype == dtype
         states.append(np.asarray(hidden, np.float32))
     cosines = np.sum(states[0] * states[1], axis=-1) / np.prod(np.linalg.norm(states, axis=-1), axis=0)

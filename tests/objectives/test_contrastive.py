@@ -12,6 +12,7 @@ from retromae_jax.objectives import contrastive
 from retromae_jax.objectives.contrastive import Contrastive, contrastive_loss
 from retromae_jax.training import finetuning_step, initial_state
 from tests.golden import GoldenCase
+from tests.texts import rows
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 
@@ -26,9 +27,8 @@ def test_golden_vectors_and_losses(golden_directory, name, normalize):
     batch, vectors = case.arrays("biencoder_batch.npz"), case.arrays(f"{name}_reps.npz")
 
     def embed(kind):
-        visible = jnp.asarray(batch[f"{kind}_mask"]) > 0
-        hidden = model.bert(jnp.asarray(batch[f"{kind}_ids"]), visible)
-        return pool(hidden, visible, expected["pooling"], normalize)
+        texts = rows(batch[f"{kind}_ids"], batch[f"{kind}_mask"].sum(axis=1))
+        return pool(model.bert(texts), texts.is_token_RxL, expected["pooling"], normalize)
 
     queries, passages = embed("query"), embed("passage")
     np.testing.assert_allclose(queries, vectors["q_reps"], rtol=1e-4, atol=1e-5)

@@ -6,18 +6,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from retromae_jax import parallel
-from retromae_jax.masking import CONTINUATION, SPECIAL, WORD_START, Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.decoder import EnhancedDecoder
 from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.optimizer import adamw, learning_rate_schedule
+from retromae_jax.rows import Rows
 from retromae_jax.training import evaluation_step, initial_state, pretraining_step
+from tests.texts import VOCABULARY, rows
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-KINDS = np.full(60, WORD_START, np.int8)
-KINDS[:3], KINDS[40:] = SPECIAL, CONTINUATION
-OBJECTIVE = RetroMAE(CONFIG, Vocabulary(KINDS, mask_id=3))
+OBJECTIVE = RetroMAE(CONFIG, VOCABULARY)
 
 
 def batch_of(step, batch_size=8, length=14):
@@ -74,41 +73,46 @@ def test_only_the_sentence_embedding_tells_the_decoder_of_masked_tokens():
 
 def test_masked_inputs_and_labels():
     batch = batch_of(0)
-    seeds = jnp.arange(8, dtype=jnp.uint32)
-    inputs = jax.tree.map(np.asarray, OBJECTIVE.mask(batch["token_ids"], batch["lengths"], seeds))
+    texts = Rows.of(batch, seed=0)
+    inputs = jax.tree.map(np.asarray, OBJECTIVE.mask(texts))
     positions = np.arange(batch["token_ids"].shape[1])
     inner = (positions > 0) & (positions < batch["lengths"][:, None] - 1)
-    masked = inputs.encoder_labels_BxL != -100
+    masked = inputs.encoder_labels_RxL != -100
     assert masked.any() and not np.any(masked & ~inner)
-    np.testing.assert_array_equal(inputs.encoder_labels_BxL[masked], batch["token_ids"][masked])
-    np.testing.assert_array_equal(inputs.encoder_token_ids_BxL[~masked], batch["token_ids"][~masked])
-    np.testing.assert_array_equal(inputs.decoder_labels_BxL, np.where(inner, batch["token_ids"], -100))
-    np.testing.assert_array_equal(inputs.visible_BxL, positions < batch["lengths"][:, None])
+    assert masked.sum(axis=1).max() <= OBJECTIVE.limit(texts)
+    np.testing.assert_array_equal(inputs.encoder_labels_RxL[masked], batch["token_ids"][masked])
+    np.testing.assert_array_equal(inputs.corrupted.token_ids_RxL[~masked], batch["token_ids"][~masked])
+    np.testing.assert_array_equal(inputs.texts.token_ids_RxL, batch["token_ids"])
+    np.testing.assert_array_equal(inputs.decoder_labels_RxL, np.where(inner, batch["token_ids"], -100))
 
 
 def test_decoder_rows_do_not_see_their_own_token():
     """Changing a token changes what other rows see of it, never its own row."""
     config = BertConfig(60, 16, 1, 2, 32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model = RetroMAE(config, OBJECTIVE.vocabulary).model(nnx.Rngs(0))
-    token_ids = jnp.arange(4, 14)[None]
+    model = RetroMAE(config, VOCABULARY).model(nnx.Rngs(0))
+    token_ids = np.arange(4, 14)[None]
     visible = ~jnp.eye(10, dtype=bool)[None]
-    sentence = jnp.ones((1, 16))
-    before = model.decoder(sentence, token_ids, visible, model.bert.embeddings, None)
-    after = model.decoder(sentence, token_ids.at[0, 5].set(30), visible, model.bert.embeddings, None)
-    changed = np.any(np.asarray(before != after), axis=-1)[0]
+    sentence = jnp.ones((1, 1, 16))
+
+    def decode(position, token):
+        changed = token_ids.copy()
+        changed[0, position] = token
+        return model.decoder(sentence, rows(changed), visible, model.bert.embeddings, None)
+
+    before = decode(5, token_ids[0, 5])
+    changed = np.any(np.asarray(before != decode(5, 30)), axis=-1)[0]
     assert changed.tolist() == [True] * 5 + [False] + [True] * 4
     # Position 0 of keys and values holds the sentence embedding, not [CLS].
-    after = model.decoder(sentence, token_ids.at[0, 0].set(30), visible, model.bert.embeddings, None)
-    np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(before, decode(0, 30))
 
 
 def test_embedded_queries_pass_through_the_embedding_block():
-    objective = RetroMAE(CONFIG, OBJECTIVE.vocabulary, decoder_query="embedded")
+    objective = RetroMAE(CONFIG, VOCABULARY, decoder_query="embedded")
     model = objective.model(nnx.Rngs(0))
-    sentence, token_ids, visible = jnp.ones((1, 16)), jnp.arange(4, 14)[None], ~jnp.eye(10, dtype=bool)[None]
-    embedded = model.decoder(sentence, token_ids, visible, model.bert.embeddings, None)
+    sentence, texts, visible = jnp.ones((1, 1, 16)), rows(np.arange(4, 14)[None]), ~jnp.eye(10, dtype=bool)[None]
+    embedded = model.decoder(sentence, texts, visible, model.bert.embeddings, None)
     model.decoder.query = "position"
-    raw = model.decoder(sentence, token_ids, visible, model.bert.embeddings, None)
+    raw = model.decoder(sentence, texts, visible, model.bert.embeddings, None)
     assert np.max(np.abs(embedded - raw)) > 0.1
     with pytest.raises(ValueError, match="decoder_query 'other' is unknown"):
         EnhancedDecoder(CONFIG, "other", jnp.float32, nnx.Rngs(0))

@@ -11,7 +11,8 @@ from torch.nn import functional
 from retromae_jax.checkpoints import huggingface
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
-from retromae_jax.objectives import retromae
+from retromae_jax.objectives.retromae import Inputs, RetroMAE
+from tests.texts import rows
 
 BATCH, LENGTH = 3, 11
 LENGTHS = np.array([11, 7, 4])
@@ -30,13 +31,12 @@ def inputs():
     visible[:, :, 0] = True
     visible &= ~np.eye(LENGTH, dtype=bool)
     visible[:, 0, 1] = True
-    return retromae.Inputs(
-        encoder_token_ids_BxL=np.where(masked, 3, clean),
-        visible_BxL=real,
-        encoder_labels_BxL=np.where(masked, clean, -100),
-        decoder_token_ids_BxL=clean,
-        decoder_visible_BxLxL=visible,
-        decoder_labels_BxL=np.where(inner, clean, -100),
+    return Inputs(
+        corrupted=rows(np.where(masked, 3, clean), LENGTHS),
+        encoder_labels_RxL=np.where(masked, clean, -100),
+        texts=rows(clean, LENGTHS),
+        decoder_visible_RxLxL=visible,
+        decoder_labels_RxL=np.where(inner, clean, -100),
     )
 
 
@@ -54,13 +54,17 @@ def theirs():
     return language_model, decoder
 
 
+def numbers(array):
+    return torch.tensor(np.asarray(array)).long()
+
+
 def reference(language_model, decoder, inputs, query):
     """The losses, with the decoder's attention written out."""
-    clean, labels = torch.tensor(inputs.decoder_token_ids_BxL), torch.tensor(inputs.decoder_labels_BxL)
+    clean, labels = numbers(inputs.texts.token_ids_RxL), numbers(inputs.decoder_labels_RxL)
     hidden = language_model.bert(
-        input_ids=torch.tensor(inputs.encoder_token_ids_BxL), attention_mask=torch.tensor(inputs.visible_BxL).long()
+        input_ids=numbers(inputs.corrupted.token_ids_RxL), attention_mask=numbers(inputs.corrupted.is_token_RxL)
     ).last_hidden_state
-    encoder_labels = torch.tensor(inputs.encoder_labels_BxL)
+    encoder_labels = numbers(inputs.encoder_labels_RxL)
     encoder_loss = functional.cross_entropy(language_model.cls(hidden).flatten(0, 1), encoder_labels.flatten())
 
     embeddings, sentence = language_model.bert.embeddings, hidden[:, :1]
@@ -75,7 +79,7 @@ def reference(language_model, decoder, inputs, query):
         return x.view(BATCH, LENGTH, heads, -1).transpose(1, 2)
 
     scores = split(attention.query(queries)) @ split(attention.key(keys)).transpose(2, 3) / np.sqrt(16 / heads)
-    scores = scores.masked_fill(~torch.tensor(inputs.decoder_visible_BxLxL)[:, None], float("-inf"))
+    scores = scores.masked_fill(~torch.tensor(inputs.decoder_visible_RxLxL)[:, None], float("-inf"))
     mixed = (scores.softmax(-1) @ split(attention.value(keys))).transpose(1, 2).flatten(2)
     attended = decoder.attention.output(mixed, queries)
     decoded = decoder.output(decoder.intermediate(attended), attended)
@@ -92,14 +96,16 @@ def test_losses_and_gradients_equal_the_definition(theirs, inputs, query):
     sum(expected).backward()
 
     config = BertConfig.from_huggingface(language_model.config.to_dict(), "theirs")
-    graph, shapes = parameters.structure(lambda rngs: retromae.Model(config, query, jnp.float32, rngs))
+    objective = RetroMAE(config, vocabulary=None, decoder_query=query)
+    graph, shapes = parameters.structure(objective.model)
     named = [(name, p) for name, p in language_model.named_parameters()]
     named += [(f"decoder.{name}", p) for name, p in decoder.named_parameters()]
     weights, report = huggingface.from_huggingface({n: p.detach().numpy() for n, p in named}, shapes, "theirs")
     assert not report.fresh and not report.left_over
 
     def loss(weights):
-        return retromae.losses(parameters.bind(graph, weights), jax.tree.map(jnp.asarray, inputs), masked_limit=LENGTH)
+        on_device = jax.tree.map(jnp.asarray, inputs)
+        return objective.losses(parameters.bind(graph, weights), on_device, limit=LENGTH, whole={}, dropout=None)
 
     (total, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
     assert float(metrics["encoder_loss"]) == pytest.approx(expected[0].item(), rel=1e-5)

@@ -1,0 +1,112 @@
+"""From the texts of a batch to the arrays that the device gets: rows with one text each, or with several short ones.
+
+The host ships token ids, the texts' lengths and their sample numbers; everything else is made of them on the device.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from retromae_jax.data.batches import padded_length
+
+# [CLS] and [SEP], which stand around every text.
+SPECIAL_TOKENS = 2
+# A row has room for this many texts, and for a text per so many tokens at most: room that is not used costs a little.
+MOST_TEXTS, LEAST_TOKENS = 16, 16
+
+
+class Layout(NamedTuple):
+    """Where the N texts of a batch stand.
+
+    Attributes:
+        rows: R.
+        length: tokens of a row, L.
+        texts: T, texts that a row has room for.
+        row_N: int, each text's row.
+        slot_N: int, which of the row's texts it is.
+        start_N: int, where in the row it begins.
+        tokens_N: int, its tokens with [CLS] and [SEP], cut to L.
+    """
+
+    rows: int
+    length: int
+    texts: int
+    row_N: np.ndarray
+    slot_N: np.ndarray
+    start_N: np.ndarray
+    tokens_N: np.ndarray
+
+
+def one_text_a_row(tokens_N: np.ndarray, limit: int, buckets: int) -> Layout:
+    """Gives every text a row of its own, all of the same length.
+
+    Args:
+        tokens_N: int, tokens of each text, [CLS] and [SEP] included.
+        limit: longest row; longer texts are cut.
+        buckets: number of row lengths that there may be.
+    """
+    length = padded_length(min(int(tokens_N.max()), limit), limit, buckets)
+    zeros_N = np.zeros(len(tokens_N), np.int64)
+    return Layout(len(tokens_N), length, 1, np.arange(len(tokens_N)), zeros_N, zeros_N, np.minimum(tokens_N, length))
+
+
+def packed(tokens_N: np.ndarray, length: int, row_step: int) -> Layout:
+    """Puts texts into rows, longest first, each into the first row that has room for it (first fit decreasing).
+
+    Args:
+        tokens_N: int, tokens of each text, [CLS] and [SEP] included.
+        length: tokens of a row; longer texts are cut.
+        row_step: the number of rows is a multiple of it, so that there are few shapes to compile.
+    """
+    tokens_N = np.minimum(tokens_N, length)
+    texts = max(1, min(MOST_TEXTS, length // LEAST_TOKENS))
+    free_R = np.full(len(tokens_N), length)
+    count_R = np.zeros(len(tokens_N), np.int64)
+    row_N, slot_N, start_N = (np.empty(len(tokens_N), np.int64) for _ in range(3))
+    for text in np.argsort(-tokens_N, kind="stable"):
+        row = int(np.argmax(free_R >= tokens_N[text]))
+        row_N[text], slot_N[text], start_N[text] = row, count_R[row], length - free_R[row]
+        count_R[row] += 1
+        # A row with as many texts as it may have is full.
+        free_R[row] = free_R[row] - tokens_N[text] if count_R[row] < texts else 0
+    rows = -(-(int(row_N.max()) + 1) // row_step) * row_step
+    return Layout(rows, length, texts, row_N, slot_N, start_N, tokens_N)
+
+
+def fill(
+    layout: Layout,
+    texts: Sequence[np.ndarray],
+    samples_N: np.ndarray,
+    own: slice,
+    cls_id: int,
+    sep_id: int,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
+    """The arrays of a batch, or of those of its rows that a process holds.
+
+    Args:
+        layout: where the texts stand.
+        texts: N arrays of token ids without special tokens; only those in `own` rows are read.
+        samples_N: each text's number in the order of the whole run.
+        own: rows to make.
+        cls_id, sep_id, pad_id: ids of [CLS], [SEP] and [PAD].
+
+    Returns:
+        `token_ids` int32 [R, L], `lengths` int32 [R, T] and `samples` uint32 [R, T]; see `Rows`.
+    """
+    here = np.flatnonzero((layout.row_N >= own.start) & (layout.row_N < own.stop))
+    row, slot, start, tokens = (x[here] for x in (layout.row_N - own.start, *layout[4:]))
+    rows = own.stop - own.start
+    token_ids = np.full((rows, layout.length), pad_id, np.int32)
+    lengths = np.zeros((rows, layout.texts), np.int32)
+    samples = np.zeros((rows, layout.texts), np.uint32)
+    flat = token_ids.reshape(-1)
+    first = row * layout.length + start
+    for text, begin, count in zip(here.tolist(), (first + 1).tolist(), (tokens - SPECIAL_TOKENS).tolist(), strict=True):
+        flat[begin : begin + count] = texts[text][:count]
+    flat[first] = cls_id
+    flat[first + tokens - 1] = sep_id
+    lengths[row, slot] = tokens
+    samples[row, slot] = samples_N[here]
+    return {"token_ids": token_ids, "lengths": lengths, "samples": samples}

@@ -1,0 +1,98 @@
+"""Rows of the model's input: each holds one text, or several short ones behind each other, then padding.
+
+Every text begins with [CLS], ends with [SEP], attends to itself only, and has positions and random numbers of its own.
+What is computed of a text therefore does not depend on the row it is in.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from retromae_jax import random_bits
+
+
+class Rows(NamedTuple):
+    """R rows of L positions with at most T texts each, on the device.
+
+    Attributes:
+        token_ids_RxL: int32.
+        lengths_RxT: int32, tokens of each text, in order, [CLS] and [SEP] included; 0 where there is none.
+        samples_RxT: uint32, each text's number in the order of the whole run.
+        seeds_RxT: uint32, each text's seed, which follows from that number.
+        text_RxL: int32, which of the row's texts a token belongs to; in padding T - 1.
+        position_RxL: int32, a token's position in its text; in padding those that would follow.
+        is_token_RxL: bool, False in padding.
+    """
+
+    token_ids_RxL: jax.Array
+    lengths_RxT: jax.Array
+    samples_RxT: jax.Array
+    seeds_RxT: jax.Array
+    text_RxL: jax.Array
+    position_RxL: jax.Array
+    is_token_RxL: jax.Array
+
+    @classmethod
+    def of(cls, batch: Mapping[str, jax.Array], seed: int) -> "Rows":
+        """Rows of a batch as it comes from the host.
+
+        Args:
+            batch: `token_ids` int32 [R, L]; `lengths` int32 [R, T]; `samples` uint32 [R, T], each text's number in
+                the order of the whole run, from which its random numbers follow. With one text a row, the latter two
+                may be [R].
+            seed: the run's seed.
+        """
+        token_ids_RxL = batch["token_ids"]
+        rows, length = token_ids_RxL.shape
+        lengths_RxT, samples_RxT = (batch[name].reshape(rows, -1) for name in ("lengths", "samples"))
+        ends_RxT = jnp.cumsum(lengths_RxT, axis=1)
+        index_L = jnp.arange(length, dtype=jnp.int32)
+        text_RxL = jnp.sum(index_L[:, None] >= ends_RxT[:, None, :], axis=2, dtype=jnp.int32)
+        text_RxL = jnp.minimum(text_RxL, lengths_RxT.shape[1] - 1)
+        is_token_RxL = index_L < ends_RxT[:, -1:]
+        starts_RxL = jnp.take_along_axis(ends_RxT - lengths_RxT, text_RxL, axis=1)
+        position_RxL = index_L - starts_RxL
+        seeds_RxT = random_bits.sample_seeds(seed, samples_RxT)
+        return cls(token_ids_RxL, lengths_RxT, samples_RxT, seeds_RxT, text_RxL, position_RxL, is_token_RxL)
+
+    @property
+    def is_text_RxT(self) -> jax.Array:
+        """Whether there is a text, bool [R, T]."""
+        return self.lengths_RxT > 0
+
+    @property
+    def first_RxT(self) -> jax.Array:
+        """Index in the row of each text's first token, int32 [R, T]; 0 where there is no text."""
+        return jnp.where(self.is_text_RxT, jnp.cumsum(self.lengths_RxT, axis=1) - self.lengths_RxT, 0)
+
+    @property
+    def length_RxL(self) -> jax.Array:
+        """Tokens of the text that a token belongs to, int32 [R, L]; 0 in padding."""
+        return jnp.where(self.is_token_RxL, self.of_text(self.lengths_RxT), 0)
+
+    @property
+    def inner_RxL(self) -> jax.Array:
+        """Tokens that are neither [CLS] nor [SEP] nor padding, bool [R, L]."""
+        return (self.position_RxL > 0) & (self.position_RxL < self.length_RxL - 1)
+
+    def of_text(self, values: jax.Array) -> jax.Array:
+        """Gives each token the value of its text, [R, T, ...] -> [R, L, ...]."""
+        return take(values, self.text_RxL)
+
+    def visible(self) -> jax.Array:
+        """Whether token i may look at token j: those of its own text, bool [R, L, L]; [R, 1, L] where T is 1."""
+        if self.lengths_RxT.shape[1] == 1:
+            return self.is_token_RxL[:, None, :]
+        same_RxLxL = self.text_RxL[:, :, None] == self.text_RxL[:, None, :]
+        return same_RxLxL & self.is_token_RxL[:, None, :]
+
+    def dropout(self) -> random_bits.Dropout:
+        """Dropout for one forward pass over the rows."""
+        return random_bits.Dropout(self.of_text(self.seeds_RxT), self.position_RxL)
+
+
+def take(values: jax.Array, indices_RxK: jax.Array) -> jax.Array:
+    """Elements of each row, [R, N, ...] at int [R, K] -> [R, K, ...]."""
+    return jax.vmap(lambda row, indices: row[indices])(values, indices_RxK)

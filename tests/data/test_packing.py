@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from retromae_jax.data.packing import MOST_TEXTS, fill, one_text_a_row, packed
+
+
+def texts_of(tokens, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(5, 99, count - 2) for count in tokens]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_texts_are_whole_in_order_and_apart(seed):
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(2, 90, 64)
+    texts, samples = texts_of(tokens), np.arange(64) + 1000
+    layout = packed(tokens, length=80, row_step=4)
+    batch = fill(layout, texts, samples, slice(0, layout.rows), cls_id=1, sep_id=2, pad_id=0)
+    assert layout.rows % 4 == 0 and batch["token_ids"].shape == (layout.rows, 80)
+    assert batch["lengths"].shape == batch["samples"].shape == (layout.rows, layout.texts)
+    found = {}
+    for ids, lengths, numbers in zip(batch["token_ids"], batch["lengths"], batch["samples"], strict=True):
+        start = 0
+        for length, number in zip(lengths, numbers, strict=True):
+            if length:
+                found[int(number)] = ids[start : start + length].tolist()
+            start += length
+        assert np.all(ids[start:] == 0)
+        assert np.all((lengths > 0)[:-1] >= (lengths > 0)[1:])  # no empty place before a text
+    assert found == {1000 + i: [1, *text[:78], 2] for i, text in enumerate(texts)}
+
+
+def test_packing_leaves_little_room():
+    tokens = np.minimum(np.random.default_rng(0).lognormal(4.8, 0.7, 512).astype(int) + 3, 512)
+    layout = packed(tokens, 512, row_step=1)
+    assert tokens.sum() > 0.97 * layout.rows * 512
+    # Very short texts do not fill rows beyond the texts that a row has room for.
+    assert packed(np.full(100, 3), 512, 1).rows == -(-100 // MOST_TEXTS)
+
+
+def test_one_text_a_row():
+    layout = one_text_a_row(np.array([5, 30, 12]), limit=40, buckets=4)
+    batch = fill(layout, texts_of([5, 30, 12]), np.arange(3), slice(0, 3), 1, 2, 0)
+    assert batch["token_ids"].shape == (3, 30)
+    assert batch["lengths"].tolist() == [[5], [30], [12]]
+    cut = one_text_a_row(np.array([5, 99]), limit=40, buckets=4)
+    assert cut.length == 40
+    assert fill(cut, texts_of([5, 99]), np.arange(2), slice(0, 2), 1, 2, 0)["token_ids"][1, [0, 39]].tolist() == [1, 2]
+
+
+def test_processes_make_parts_of_one_batch_and_read_no_other_texts():
+    tokens = np.random.default_rng(1).integers(3, 60, 40)
+    texts, samples = texts_of(tokens), np.arange(40)
+    layout = packed(tokens, 64, row_step=4)
+    ids = {"cls_id": 1, "sep_id": 2, "pad_id": 0}
+    whole = fill(layout, texts, samples, slice(0, layout.rows), **ids)
+    half = layout.rows // 2
+    for own in (slice(0, half), slice(half, layout.rows)):
+        readable = [
+            text if own.start <= row < own.stop else None for text, row in zip(texts, layout.row_N, strict=True)
+        ]
+        part = fill(layout, readable, samples, own, **ids)
+        for name, array in part.items():
+            np.testing.assert_array_equal(array, whole[name][own])
