@@ -30,7 +30,11 @@ PRETRAINING = {
         "where weights come from: Hugging Face directory, Hub name or run directory; empty starts at random",
     ),
     "tokenizer": ("", "directory or Hub name of the tokenizer; empty takes the one beside `init`"),
-    "model": (ConfigDict(), "with an empty `init`: the model's sizes under Hugging Face BERT names"),
+    "model": (
+        ConfigDict(),
+        "with an empty `init`: the model's sizes under Hugging Face BERT names; `model_type` is bert (if left out), "
+        "roberta or xlm-roberta",
+    ),
     "objective": ("retromae", "the pretraining objective: a file of retromae_jax/objectives"),
     "encoder_mask_probability": (0.3, "share of tokens masked for the encoder"),
     "decoder_mask_probability": (0.5, "share of tokens hidden from each decoder row"),

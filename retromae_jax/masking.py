@@ -12,6 +12,9 @@ two to four rounds.
 """
 
 import dataclasses
+import json
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -30,6 +33,10 @@ DECODER_SAMPLES = 256
 # Sorting keys are, from the highest bit on, text, random bits and position. The random bits are always so many that
 # masks do not depend on the row that a text is in: 2^-16 of two words' orders are decided by their positions.
 TEXT_BITS, RANDOM_BITS, POSITION_BITS = 5, 16, 11
+# Letters of scripts without blanks between words: Thai, Lao, Burmese, Khmer; Kana, Han. (Korean has blanks.)
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,21 +54,45 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Vocabulary":
-        """Classifies the tokens of a WordPiece tokenizer.
+        """Classifies a tokenizer's tokens.
+
+        - WordPiece: a token marked with ## continues a word, others begin one.
+        - Byte-level BPE: a token that begins with a blank (in its alphabet Ġ, or Ċ, č or ĉ for line ends and tabs)
+          begins a word, others continue one. So punctuation belongs to the word before it.
+        - SentencePiece: the same with ▁ for the blank; but in scripts without blanks between words (Han, Kana, Thai
+          and its neighbours) each token is a word, or no word in them would ever fit a mask.
+
+        The unknown and the mask token are words of their own.
 
         Raises:
-            InputError: if the tokenizer has no mask token or marks no continuations with ##.
+            InputError: if the tokenizer has no mask token, or is of another kind.
         """
         words = tokenizer.get_vocab()
+        continues = _continuation_rule(tokenizer)
         kinds = np.full(max(words.values()) + 1, WORD_START, np.int8)
-        kinds[[index for word, index in words.items() if word.startswith("##")]] = CONTINUATION
+        kinds[[index for word, index in words.items() if continues(word)]] = CONTINUATION
+        kinds[tokenizer.all_special_ids] = WORD_START
         kinds[[tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]] = SPECIAL
         if tokenizer.mask_token_id is None or CONTINUATION not in kinds:
             raise InputError(
-                f"tokenizer {tokenizer.name_or_path}: whole-word masking needs a WordPiece vocabulary "
-                "(continuations marked with ##) and a mask token"
+                f"tokenizer {tokenizer.name_or_path}: whole-word masking needs a mask token and a vocabulary that "
+                "tells words from their continuations: WordPiece (##), byte-level BPE (Ġ) or SentencePiece (▁)"
             )
         return cls(kinds, tokenizer.mask_token_id)
+
+
+def _continuation_rule(tokenizer: "PreTrainedTokenizerBase") -> Callable[[str], bool]:
+    """Which tokens of a tokenizer continue a word."""
+    # The tokenizer's parts tell its kind. Its vocabulary does not: each mark is a letter or a sign in others.
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    marks = json.dumps([parts["pre_tokenizer"], parts["decoder"]], ensure_ascii=False)
+    if prefix := parts["model"].get("continuing_subword_prefix"):
+        return lambda token: token.startswith(prefix)
+    if '"ByteLevel"' in marks:
+        return lambda token: not token.startswith(("Ġ", "Ċ", "č", "ĉ"))
+    if '"▁"' in marks:
+        return lambda token: not (token.startswith("▁") or _UNSPACED.match(token))
+    return lambda token: False
 
 
 def whole_word_masks(

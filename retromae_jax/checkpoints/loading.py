@@ -22,7 +22,7 @@ class Source:
 
     Attributes:
         directory: a run's or Hugging Face's.
-        config: sizes of the encoder.
+        config: family and sizes of the encoder.
         tokenizer: directory of the tokenizer.
         settings: how the model makes embeddings.
     """
@@ -36,7 +36,7 @@ class Source:
         """Reads the parameters that `shapes` names, as far as the model has them."""
         if not train_state.is_run(self.directory):
             tensors = huggingface.read_tensors(self.directory)
-            return huggingface.from_huggingface(tensors, shapes, str(self.directory))
+            return huggingface.from_huggingface(tensors, shapes, str(self.directory), self.config.model_type)
         run = train_state.Run(self.directory)
         stored = run.restore_parameters()
         run.close()
@@ -49,7 +49,7 @@ def open_model(name_or_directory: str) -> Source:
     """Finds a model and reads everything but its weights.
 
     Raises:
-        InputError: if there is none, or it is not a BERT.
+        InputError: if there is none, or it is of no known model type.
     """
     directory = resolve(name_or_directory)
     if train_state.is_run(directory):
@@ -74,8 +74,8 @@ def open_model(name_or_directory: str) -> Source:
         modes = _read_json(paths["Pooling"] / "config.json", {})
         pooling = _pooling(modes, paths["Pooling"] / "config.json")
     lengths = _read_json(transformer / "sentence_bert_config.json", {})
-    max_length = lengths.get("max_seq_length") or config.max_position_embeddings
-    settings = EncoderSettings(pooling, "Normalize" in paths, min(max_length, config.max_position_embeddings))
+    max_length = min(lengths.get("max_seq_length") or config.max_length, config.max_length)
+    settings = EncoderSettings(pooling, "Normalize" in paths, max_length)
     return Source(transformer, config, transformer, settings)
 
 

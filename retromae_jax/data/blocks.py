@@ -117,10 +117,14 @@ def pack(
         `dropped_tokens`, and the tokens of the `longest` block.
     """
     limit = block_length - SPECIAL_TOKENS
+    blank = _blank_between(tokenizer)
     lengths, token_ids = [], [np.empty(0, np.int32)]
     empty = dropped = 0
     for document in documents:
-        encodings = tokenizer.encode_batch_fast(sentences(document.plain_text()), add_special_tokens=False)
+        texts = sentences(document.plain_text())
+        # A document's first sentence comes after a blank where it may follow another document.
+        texts = [blank * (pack_documents or i > 0) + sentence for i, sentence in enumerate(texts)]
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids_of_sentences = [encoding.ids for encoding in encodings]
         blocks = block_lengths(map(len, ids_of_sentences), limit)
         if not blocks:
@@ -143,6 +147,18 @@ def pack(
         "longest": max(lengths, default=0),
     }
     return pa.table({COLUMN: pa.ListArray.from_arrays(offsets, values)}), counts
+
+
+def _blank_between(tokenizer: "Tokenizer") -> str:
+    """What to put before a sentence so that its tokens are those that it has in a text, after another sentence.
+
+    Byte-level BPE makes a blank part of the token after it; other tokenizers need none.
+    """
+
+    def token_ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return "" if token_ids("a b") == token_ids("a") + token_ids("b") else " "
 
 
 # Storage.

@@ -22,7 +22,7 @@ def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
     """Loads a fast tokenizer, with the truncation and padding that some are saved with switched off.
 
     Raises:
-        InputError: if the directory or Hub name has no tokenizer, or one without [CLS], [SEP] and [PAD].
+        InputError: if the directory or Hub name has no tokenizer, or one without cls, sep and pad token.
     """
     # Importing transformers takes seconds, and without this it advises to install PyTorch, which nobody needs here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -44,7 +44,7 @@ def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
         tokenizer.sep_token_id,
         tokenizer.pad_token_id,
     ):
-        raise InputError(f"{name_or_directory}: the tokenizer needs a tokenizer.json and [CLS], [SEP], [PAD] tokens")
+        raise InputError(f"{name_or_directory}: the tokenizer needs a tokenizer.json and a cls, a sep and a pad token")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
@@ -59,7 +59,7 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 def encode_batch(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of texts, [CLS] and [SEP] included.
+    """Token ids of texts, [CLS] and [SEP] (RoBERTa's <s> and </s>) included.
 
     Args:
         tokenizer: from `load_tokenizer`.

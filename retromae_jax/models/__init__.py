@@ -1,1 +1,1 @@
-"""Networks: the BERT encoder with its masked-language-model head, the enhanced decoder, pooling."""
+"""Networks: the encoder (BERT and its kin) with its masked-language-model head, the enhanced decoder, pooling."""

@@ -1,7 +1,8 @@
-"""BERT (Devlin et al., 2019): the encoder and its masked-language-model head.
+"""BERT (Devlin et al., 2019) and its kin: the encoder and its masked-language-model head.
 
-Numerically equal to `transformers.BertModel` and `BertForMaskedLM`. Array names carry their shape: B texts, L
-positions, D hidden width, H heads, V vocabulary.
+Numerically equal to `transformers.BertModel` and `BertForMaskedLM`, and to those of RoBERTa (Liu et al., 2019) and
+XLM-RoBERTa (Conneau et al., 2020), which differ in positions and vocabulary only. Array names carry their shape:
+B texts, L positions, D hidden width, H heads, V vocabulary.
 """
 
 import dataclasses
@@ -24,11 +25,17 @@ ACTIVATIONS = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+# The model types, and the fields for which Hugging Face has other defaults than BERT's.
+MODEL_TYPES = {
+    "bert": {},
+    "roberta": {"vocab_size": 50265, "pad_token_id": 1},
+    "xlm-roberta": {"pad_token_id": 1},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Sizes of a BERT, under Hugging Face's names."""
+    """Family and sizes of a BERT, under Hugging Face's names."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -43,6 +50,7 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    model_type: str = "bert"
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
@@ -52,22 +60,32 @@ class BertConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(f"hidden_act {self.hidden_act!r} is unknown; known are {', '.join(ACTIVATIONS)}")
 
+    @property
+    def first_position(self) -> int:
+        """Position of a text's first token: RoBERTa's come after the padding token's id."""
+        return 0 if self.model_type == "bert" else self.pad_token_id + 1
+
+    @property
+    def max_length(self) -> int:
+        """The longest text in tokens: how many positions there are for them."""
+        return self.max_position_embeddings - self.first_position
+
     @classmethod
     def from_huggingface(cls, config: Mapping[str, object], origin: str) -> "BertConfig":
-        """Reads the fields from a Hugging Face config.json's content.
+        """Reads the fields from a Hugging Face config.json's content; what it leaves out is Hugging Face's default.
 
         Raises:
-            InputError: if the config at `origin` is not that of a BERT with learned absolute positions.
+            InputError: if the config at `origin` is of no known model type, or has no learned absolute positions.
         """
         model_type = config.get("model_type", "bert")
-        if model_type != "bert":
-            raise InputError(
-                f"{origin}: model_type is {model_type!r}; only BERT models (model_type 'bert') can be read"
-            )
+        if model_type not in MODEL_TYPES:
+            raise InputError(f"{origin}: model_type is {model_type!r}; known are {', '.join(map(repr, MODEL_TYPES))}")
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise InputError(f"{origin}: position_embedding_type {positions!r}; only 'absolute' can be read")
-        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls) if field.name in config})
+        names = [field.name for field in dataclasses.fields(cls)]
+        given = {name: config[name] for name in names if config.get(name) is not None}
+        return cls(**(MODEL_TYPES[model_type] | given))
 
 
 class Embeddings(nnx.Module):
@@ -82,6 +100,7 @@ class Embeddings(nnx.Module):
         self.position_embeddings = embedding(config.max_position_embeddings)
         self.token_type_embeddings = embedding(config.type_vocab_size)
         self.layer_norm = layer_norm(config, dtype, rngs)
+        self.first_position = config.first_position
         self.dropout_rate = config.hidden_dropout_prob
         self.dtype = dtype
 
@@ -90,8 +109,8 @@ class Embeddings(nnx.Module):
         return self.word_embeddings.embedding[token_ids_BxL].astype(self.dtype)
 
     def positions(self, positions_BxL: jax.Array) -> jax.Array:
-        """Embeddings of positions in a text, [B, L, D]."""
-        return self.position_embeddings.embedding[positions_BxL].astype(self.dtype)
+        """Embeddings of positions in a text, the first of which is 0, [B, L, D]."""
+        return self.position_embeddings.embedding[positions_BxL + self.first_position].astype(self.dtype)
 
     def __call__(self, inputs_BxLxD: jax.Array, positions_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
         """Embeds inputs that stand where word embeddings stand, [B, L, D] -> [B, L, D]."""
@@ -242,7 +261,8 @@ class MaskedLanguageModelHead(nnx.Module):
         self.transform = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
         self.layer_norm = layer_norm(config, dtype, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size))
-        self.activation = config.hidden_act
+        # RoBERTa's head does not follow the setting.
+        self.activation = config.hidden_act if config.model_type == "bert" else "gelu"
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Transforms hidden states, [..., D] -> [..., D]; logits are its product with the table, plus `bias`."""

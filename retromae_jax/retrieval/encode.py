@@ -31,7 +31,7 @@ def encode_texts(
     Raises:
         InputError: if `max_length` is beyond the encoder's positions.
     """
-    positions = encoder.config.max_position_embeddings
+    positions = encoder.config.max_length
     if not 3 <= max_length <= positions:
         raise InputError(f"maximum length {max_length} is not between 3 and the encoder's {positions} positions")
     batch_size = -(-batch_size // encoder.mesh.size) * encoder.mesh.size

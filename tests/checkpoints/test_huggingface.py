@@ -25,6 +25,8 @@ from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.retrieval.encode import encode_texts
 from tests.texts import rows
 
+every_model_type = pytest.mark.parametrize("model_type", huggingface.FAMILIES, indirect=True)
+
 TEXTS = [
     "A compact encoder.",
     "Retrieval-oriented pre-training makes [CLS] carry the text, unbelievably!",
@@ -33,14 +35,15 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(minilm_directory):
-    return load_tokenizer(str(minilm_directory))
+def tokenizer(model_type_tokenizer):
+    return load_tokenizer(str(model_type_tokenizer))
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(model_type, tokenizer):
     """A small random pretraining model: config, graph, parameters."""
-    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertConfig.from_huggingface({"model_type": model_type, "vocab_size": len(tokenizer)} | sizes, "test")
 
     build = RetroMAE(config, vocabulary=None).model
     weights = parameters.initialize(build, seed=1)
@@ -63,6 +66,7 @@ def loads_cleanly(caplog):
     return load
 
 
+@every_model_type
 @pytest.mark.parametrize("pooling, normalize", [("cls", False), ("mean", True)])
 def test_encoder_directory_opens_everywhere_with_equal_vectors(
     tmp_path, model, tokenizer, loads_cleanly, pooling, normalize
@@ -91,6 +95,7 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
         np.testing.assert_allclose(output.pooler_output.numpy(), np.tanh(ours), atol=1e-5)
 
 
+@every_model_type
 def test_masked_language_model_directory_opens_with_equal_logits_and_carries_the_decoder(
     tmp_path, model, tokenizer, loads_cleanly
 ):
@@ -98,6 +103,7 @@ def test_masked_language_model_directory_opens_with_equal_logits_and_carries_the
     directory = tmp_path / "exported"
     huggingface.save_masked_lm(directory, config, weights, tokenizer)
     theirs = loads_cleanly(transformers.AutoModelForMaskedLM, directory)
+    assert theirs.config.model_type == config.model_type
     inputs = transformers.AutoTokenizer.from_pretrained(directory)(TEXTS, padding=True, return_tensors="pt")
     bound = parameters.bind(graph, weights)
     visible = inputs["attention_mask"].numpy() > 0
@@ -151,26 +157,32 @@ def stored(tmp_path, model, tokenizer):
     return tmp_path / "stored"
 
 
+@every_model_type
 def test_layouts_of_other_releases_load(stored, model):
-    """Unprefixed names, gamma and beta, half precision, a pooler, buffers, several files."""
-    _, _, weights = model
+    """Unprefixed names, gamma and beta, half precision, a pooler, buffers, tied tensors, several files."""
+    config, _, weights = model
+    prefix = huggingface.FAMILIES[config.model_type].prefix
     tensors = load_file(stored / "model.safetensors")
     renamed = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
         for name, value in tensors.items()
     }
-    unprefixed = {k.removeprefix("bert."): v for k, v in tensors.items() if k.startswith("bert.")}
+    unprefixed = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     buffers = {
         "embeddings.position_ids": np.arange(512)[None],
         "pooler.dense.weight": np.eye(32, dtype=np.float32),
     }
-    half = {name: value.astype(np.float16) for name, value in tensors.items()}
+    tied = {
+        f"{head}.decoder.weight": tensors[f"{prefix}embeddings.word_embeddings.weight"]
+        for head in ("cls.predictions", "lm_head")
+    }
+    half = {name: value.astype(np.float16) for name, value in (tensors | tied).items()}
     for changed, tolerance in ((renamed, 0), (unprefixed | buffers, 0), (half, 1e-2)):
         save_file(changed, stored / "model.safetensors")
         loaded, report = open_model(str(stored)).parameters(weights)
         expected_fresh = {"head"} if changed.keys() >= buffers.keys() else set()
         assert {name.split(".")[0] for name in report.fresh} == expected_fresh
-        assert report.left_over == (["bert.pooler.dense.weight"] if expected_fresh else [])
+        assert report.left_over == ([f"{prefix}pooler.dense.weight"] if expected_fresh else [])
         for name, value in loaded.items():
             assert value.dtype == np.float32
             np.testing.assert_allclose(value, weights[name], atol=tolerance)
@@ -184,6 +196,17 @@ def test_layouts_of_other_releases_load(stored, model):
     (stored / "model.safetensors.index.json").write_text(json.dumps(index))
     loaded, report = open_model(str(stored)).parameters(weights)
     assert report.fresh == []
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta"], indirect=True)
+def test_roberta_directories_say_what_the_library_wants_to_know(tmp_path, model, tokenizer):
+    config, _, weights = model
+    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, "cls", False, 16)
+    stored = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert [stored[f"{name}_token_id"] for name in ("bos", "pad", "eos")] == [0, 1, 2]
+    assert stored["architectures"] == [f"{huggingface.FAMILIES[config.model_type].classes}Model"]
+    assert not (tmp_path / "exported" / "vocab.txt").exists()
+    assert open_model(str(tmp_path / "exported")).config == config
 
 
 def test_pickled_weights_are_refused_with_a_remedy_that_works(stored, model):

@@ -141,6 +141,18 @@ def test_short_tail_is_dropped_unless_it_is_all_there_is(tokenizer):
     assert blocks_of(["b"], tokenizer, limit + 2, False) == ["b"]
 
 
+@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta"], indirect=True)
+@pytest.mark.parametrize("pack_documents", [False, True])
+def test_blocks_hold_the_tokens_of_the_whole_text(model_type_tokenizer, pack_documents):
+    tokenizer = Tokenizer.from_file(str(model_type_tokenizer / "tokenizer.json"))
+    texts = ["Dogs bark. Cats sleep!  That reads well.", "A text. It carries dogs."]
+    table, _ = pack([Document(text, 0) for text in texts], tokenizer, 1000, pack_documents)
+    # Documents that share a block have blanks between them, and before the first.
+    whole = ["".join(f" {text}" for text in texts)] if pack_documents else texts
+    expected = tokenizer.encode_batch([text.replace("  ", " ") for text in whole], add_special_tokens=False)
+    assert table.column("token_ids").to_pylist() == [encoding.ids for encoding in expected]
+
+
 def test_special_tokens_in_a_text_are_text(tokenizer):
     tokenizer.encode_special_tokens = True
     assert blocks_of(["a [SEP] b"], tokenizer, 10, False) == ["a [ sep ] b"]

@@ -1,5 +1,7 @@
 """Our BERT against Hugging Face's in PyTorch."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,26 +26,36 @@ def batch():
     return token_ids, np.arange(37) < lengths[:, None]
 
 
-def test_random_weights_give_the_states_and_logits_of_pytorch(batch):
+# RoBERTa's head has its own activation. All of the models' positions are used.
+@pytest.mark.parametrize(
+    "model_type, positions, activation",
+    [("bert", 37, "gelu"), ("roberta", 39, "gelu"), ("xlm-roberta", 39, "relu"), ("bert", 37, "relu")],
+)
+def test_random_weights_give_the_states_and_logits_of_pytorch(batch, model_type, positions, activation):
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
-    theirs = transformers.BertForMaskedLM(transformers.BertConfig(**sizes)).eval()
+    sizes |= {"vocab_size": 30000, "max_position_embeddings": positions, "hidden_act": activation}
+    theirs = transformers.AutoModelForMaskedLM.from_config(
+        transformers.AutoConfig.for_model(model_type, **sizes)
+    ).eval()
     for parameter in theirs.parameters():  # biases and LayerNorm start at 0 and 1, where mistakes would not show
         parameter.data += 0.05 * torch.randn_like(parameter)
     config = BertConfig.from_huggingface(theirs.config.to_dict(), "theirs")
+    assert config.max_length == 37
     graph, shapes = parameters.structure(RetroMAE(config, vocabulary=None).model)
     tensors = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    loaded, report = huggingface.from_huggingface(tensors, shapes, "theirs")
+    loaded, report = huggingface.from_huggingface(tensors, shapes, "theirs", model_type)
     assert report.left_over == [] and {name.split(".")[0] for name in report.fresh} == {"decoder"}
     decoder = {name: jnp.zeros(shapes[name].shape) for name in report.fresh}
     model = parameters.bind(graph, loaded | decoder)
 
     token_ids, visible = batch
+    token_ids = np.where(visible, token_ids, config.pad_token_id)
     hidden = model.bert(rows(token_ids, visible.sum(axis=1)))
     logits = model.head(hidden) @ loaded["bert.embeddings.word_embeddings.embedding"].T + loaded["head.bias"]
     with torch.no_grad():
         arguments = {"input_ids": torch.tensor(token_ids).long(), "attention_mask": torch.tensor(visible).long()}
-        expected_hidden = theirs.bert(**arguments).last_hidden_state.numpy()
+        expected_hidden = theirs.base_model(**arguments).last_hidden_state.numpy()
         expected_logits = theirs(**arguments).logits.numpy()
     np.testing.assert_allclose(np.asarray(hidden)[visible], expected_hidden[visible], atol=1e-4)
     np.testing.assert_allclose(np.asarray(logits)[visible], expected_logits[visible], atol=1e-4)
@@ -76,6 +88,14 @@ def test_bfloat16_stays_close_to_float32():
         states.append(np.asarray(hidden, np.float32))
     cosines = np.sum(states[0] * states[1], axis=-1) / np.prod(np.linalg.norm(states, axis=-1), axis=0)
     assert np.min(cosines) > 0.9999
+
+
+def test_what_a_config_leaves_out_is_hugging_faces_default():
+    for model_type in ("bert", "roberta", "xlm-roberta"):
+        theirs = transformers.AutoConfig.for_model(model_type).to_dict()
+        found = BertConfig.from_huggingface({"model_type": model_type, "pad_token_id": None}, "test")
+        assert dataclasses.asdict(found).items() <= theirs.items()
+    assert BertConfig.from_huggingface({"model_type": "roberta", "max_position_embeddings": 514}, "").max_length == 512
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -40,15 +40,14 @@ def inputs():
     )
 
 
-@pytest.fixture(scope="module")
-def theirs():
-    """A small BertForMaskedLM, and a layer of the same sizes as decoder."""
+@pytest.fixture(scope="module", params=["bert", "roberta"])
+def theirs(request):
+    """A small masked language model, and a layer of the same sizes as decoder."""
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    language_model = transformers.BertForMaskedLM(config).eval()
-    decoder = transformers.models.bert.modeling_bert.BertLayer(config).eval()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.AutoConfig.for_model(request.param, vocab_size=90, **sizes)
+    language_model = transformers.AutoModelForMaskedLM.from_config(config).eval()
+    decoder = type(language_model.base_model.encoder.layer[0])(config).eval()
     for parameter in [*language_model.parameters(), *decoder.parameters()]:
         parameter.data += 0.1 * torch.randn_like(parameter)
     return language_model, decoder
@@ -60,17 +59,19 @@ def numbers(array):
 
 def reference(language_model, decoder, inputs, query):
     """The losses, with the decoder's attention written out."""
+    encoder, first_position = language_model.base_model, {"bert": 0, "roberta": 2}[language_model.config.model_type]
+    head = language_model.cls if hasattr(language_model, "cls") else language_model.lm_head
     clean, labels = numbers(inputs.texts.token_ids_RxL), numbers(inputs.decoder_labels_RxL)
-    hidden = language_model.bert(
+    hidden = encoder(
         input_ids=numbers(inputs.corrupted.token_ids_RxL), attention_mask=numbers(inputs.corrupted.is_token_RxL)
     ).last_hidden_state
     encoder_labels = numbers(inputs.encoder_labels_RxL)
-    encoder_loss = functional.cross_entropy(language_model.cls(hidden).flatten(0, 1), encoder_labels.flatten())
+    encoder_loss = functional.cross_entropy(head(hidden).flatten(0, 1), encoder_labels.flatten())
 
-    embeddings, sentence = language_model.bert.embeddings, hidden[:, :1]
+    embeddings, sentence = encoder.embeddings, hidden[:, :1]
     keys = torch.cat([sentence, embeddings(input_ids=clean)[:, 1:]], dim=1)
     if query == "position":
-        queries = embeddings.position_embeddings.weight[:LENGTH] + sentence
+        queries = embeddings.position_embeddings.weight[first_position : first_position + LENGTH] + sentence
     else:
         queries = embeddings(inputs_embeds=sentence.expand(-1, LENGTH, -1))
     attention, heads = decoder.attention.self, 2
@@ -83,7 +84,7 @@ def reference(language_model, decoder, inputs, query):
     mixed = (scores.softmax(-1) @ split(attention.value(keys))).transpose(1, 2).flatten(2)
     attended = decoder.attention.output(mixed, queries)
     decoded = decoder.output(decoder.intermediate(attended), attended)
-    decoder_loss = functional.cross_entropy(language_model.cls(decoded).flatten(0, 1), labels.flatten())
+    decoder_loss = functional.cross_entropy(head(decoded).flatten(0, 1), labels.flatten())
     return encoder_loss, decoder_loss
 
 
@@ -100,7 +101,8 @@ def test_losses_and_gradients_equal_the_definition(theirs, inputs, query):
     graph, shapes = parameters.structure(objective.model)
     named = [(name, p) for name, p in language_model.named_parameters()]
     named += [(f"decoder.{name}", p) for name, p in decoder.named_parameters()]
-    weights, report = huggingface.from_huggingface({n: p.detach().numpy() for n, p in named}, shapes, "theirs")
+    tensors = {name: parameter.detach().numpy() for name, parameter in named}
+    weights, report = huggingface.from_huggingface(tensors, shapes, "theirs", config.model_type)
     assert not report.fresh and not report.left_over
 
     def loss(weights):
@@ -111,6 +113,6 @@ def test_losses_and_gradients_equal_the_definition(theirs, inputs, query):
     assert float(metrics["encoder_loss"]) == pytest.approx(expected[0].item(), rel=1e-5)
     assert float(metrics["decoder_loss"]) == pytest.approx(expected[1].item(), rel=1e-5)
     assert float(total) == pytest.approx(sum(expected).item(), rel=1e-5)
-    found = huggingface.to_huggingface(gradients)
+    found = huggingface.to_huggingface(gradients, config.model_type)
     for name, parameter in named:
         np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-4, atol=2e-6, err_msg=name)

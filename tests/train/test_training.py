@@ -179,6 +179,13 @@ def test_a_run_without_checkpoints_says_so(pretrained, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "tokenizer"]  # reading makes nothing
 
 
+def test_runs_from_before_there_were_model_types_are_berts(pretrained, tmp_path):
+    description = json.loads((pretrained / "run.json").read_text())
+    assert description["model"].pop("model_type") == "bert"
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    assert open_model(str(tmp_path)).config == open_model(str(pretrained)).config
+
+
 def test_pretraining_continues_from_its_export(pretrained, tmp_path):
     export(str(pretrained), tmp_path / "exported")
     expected = parameters_of(pretrained)
