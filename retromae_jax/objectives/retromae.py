@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from retromae_jax import masking, random_bits
+from retromae_jax import flops, masking, random_bits
 from retromae_jax.cross_entropy import linear_cross_entropy
 from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
 from retromae_jax.models.decoder import EnhancedDecoder
@@ -107,7 +107,7 @@ class RetroMAE:
         """
         seeds_B = random_bits.sample_seeds(seed, batch["samples"])
         inputs = self.mask(batch["token_ids"], batch["lengths"], seeds_B)
-        return losses(model, inputs, self._masked_limit(batch), random_bits.Dropout(seeds_B))
+        return losses(model, inputs, self._masked_limit(batch["token_ids"].shape[1]), random_bits.Dropout(seeds_B))
 
     def evaluate(self, model: Model, batch: dict, seed: int) -> dict[str, jax.Array]:
         """Metrics of held-out texts without dropout, and the reconstruction gain.
@@ -118,7 +118,7 @@ class RetroMAE:
         """
         seeds_B = random_bits.sample_seeds(seed, batch["samples"])
         inputs = self.mask(batch["token_ids"], batch["lengths"], seeds_B)
-        limit = self._masked_limit(batch)
+        limit = self._masked_limit(batch["token_ids"].shape[1])
         _, metrics = losses(model, inputs, limit)
         _, other = losses(model, inputs, limit, swap_sentences=True)
         return {**metrics, "reconstruction_gain": other["decoder_loss"] - metrics["decoder_loss"]}
@@ -141,9 +141,19 @@ class RetroMAE:
             decoder_labels_BxL=jnp.where(inner_BxL, token_ids_BxL, IGNORED),
         )
 
-    def _masked_limit(self, batch: dict) -> int:
+    def flops(self, rows: int, length: int) -> float:
+        """Model FLOPs of a training step, forward and backward, on rows that one text of `length` tokens fills.
+
+        Padding counts like tokens: the model is run on it.
+        """
+        layers = (self.config.num_hidden_layers + 1) * flops.layer_flops(self.config, rows * length, length)
+        # The decoder predicts all but [CLS] and [SEP].
+        predicted = self._masked_limit(length) + max(0, length - 2)
+        return flops.TRAINING * (layers + flops.head_flops(self.config, rows * predicted))
+
+    def _masked_limit(self, length: int) -> int:
         """The most tokens that the encoder's mask can cover in a row of this length."""
-        return max(1, round(self.encoder_mask_probability * batch["token_ids"].shape[1]))
+        return max(1, round(self.encoder_mask_probability * length))
 
 
 def losses(
