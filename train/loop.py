@@ -21,6 +21,7 @@ def train(
     unit: str,
     learning_rate: Callable[[int], Any],
     measure: Callable[[TrainState], dict[str, float]] | None = None,
+    ideal_seconds: Callable[[dict], float] | None = None,
 ) -> None:
     """Runs the steps from the state's to `num_steps`, logging and saving on the way.
 
@@ -34,6 +35,8 @@ def train(
         unit: what the speed is counted in, say, tokens.
         learning_rate: schedule, for the log.
         measure: measurements on held-out data.
+        ideal_seconds: how long a batch's model FLOPs would take all devices at their full rate; the log then has
+            `model_flops_utilization`, the share of the time that this is.
     """
     name, first_step = run.command, int(state.step)
     log = MetricsLog(run.directory, first_step)
@@ -46,7 +49,7 @@ def train(
     with Progress(name, num_steps, "steps", first_step) as progress:
         if measure and first_step == 0:
             log_measurements(0)
-        unlogged, units, since = [], 0, time.monotonic()
+        unlogged, units, ideal, since = [], 0, 0.0, time.monotonic()
         for step in range(first_step, num_steps):
             batch, count = batch_of_step(step)
             state, metrics = step_function(state, batch)
@@ -55,15 +58,19 @@ def train(
             progress.update(1, note)
             unlogged.append(metrics)
             units += count
+            ideal += ideal_seconds(batch) if ideal_seconds else 0.0
             finished = step + 1
             last = finished == num_steps
             if last or finished % config.log_every == 0:
                 means = {key: float(np.mean([one[key] for one in unlogged])) for key in metrics}
                 means["learning_rate"] = float(learning_rate(step))
-                means[f"{unit}_per_second"] = units / (time.monotonic() - since)
+                elapsed = time.monotonic() - since
+                means[f"{unit}_per_second"] = units / elapsed
+                if ideal_seconds:
+                    means["model_flops_utilization"] = ideal / elapsed
                 log.write(finished, means)
                 say(f"{name}: step {finished:,}: {_shown(means)}")
-                unlogged, units, since = [], 0, time.monotonic()
+                unlogged, units, ideal, since = [], 0, 0.0, time.monotonic()
             if measure and (last or finished % config.evaluate_every == 0):
                 started = time.monotonic()
                 log_measurements(finished)

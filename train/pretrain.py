@@ -19,6 +19,7 @@ from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
 from retromae_jax.data.blocks import TokenBlocks
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import exits_on_input_error
+from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say, table
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
@@ -95,12 +96,15 @@ def pretrain(config: ConfigDict) -> None:
     run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
     state = run.restore(state)
+    flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], objective.dtype)
     summary = {
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "objective": config.objective,
         "parameters": f"{sum(value.size for value in shapes.values()):,}",
         "blocks": f"{len(trained_on):,}",
         "batch": f"{config.batch_size} x {config.block_length}",
+        "GFLOP a step": f"{objective.flops(config.batch_size, config.block_length) / 1e9:,.1f}",
+        "peak GFLOP/s": f"{flops_per_second / 1e9:,.0f}",
         "steps": f"{num_steps:,}",
         "from step": f"{int(state.step):,}",
     }
@@ -127,6 +131,7 @@ def pretrain(config: ConfigDict) -> None:
             "tokens",
             schedule,
             measure if held_out_batches else None,
+            lambda batch: objective.flops(*batch["token_ids"].shape) / flops_per_second,
         )
 
 
