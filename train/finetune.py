@@ -79,7 +79,7 @@ def finetune(config: ConfigDict) -> None:
         padding = ((0, 0), (0, length - token_ids.shape[1]))
         return np.pad(token_ids, padding, constant_values=tokenizer.pad_token_id), lengths
 
-    def batch_of_step(step: int) -> tuple[dict[str, np.ndarray], int]:
+    def batch_of_step(step: int) -> loop.Batch:
         drawn = [groups.group(*pair) for pair in zip(order.indices(step), order.epochs(step), strict=True)]
         query_tokens, query_lengths = tokens([queries[i] for i in order.indices(step)], config.query_max_length)
         passage_tokens, passage_lengths = tokens(
@@ -92,7 +92,8 @@ def finetune(config: ConfigDict) -> None:
             "passage_lengths": passage_lengths,
             "samples": order.samples(step).astype(np.uint32),
         }
-        return {name: x.reshape(mesh.size, -1, *x.shape[1:]) for name, x in arrays.items()}, config.batch_size
+        split = {name: x.reshape(mesh.size, -1, *x.shape[1:]) for name, x in arrays.items()}
+        return loop.Batch(split, config.batch_size)
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,16 +11,31 @@ from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.logging import MetricsLog, Progress, say
 
 
+class Batch(NamedTuple):
+    """A batch and what it is worth.
+
+    Attributes:
+        arrays: on the devices.
+        units: what the speed is counted in: tokens, or queries.
+        flops: model FLOPs of the step, if they are known.
+    """
+
+    arrays: dict
+    units: int
+    flops: float = 0.0
+
+
 def train(
     config: ConfigDict,
     run: Run,
     state: TrainState,
     num_steps: int,
     step_function: Callable[[TrainState, dict], tuple[TrainState, dict]],
-    batch_of_step: Callable[[int], tuple[dict, int]],
+    batch_of_step: Callable[[int], Batch],
     unit: str,
     learning_rate: Callable[[int], Any],
     measure: Callable[[TrainState], dict[str, float]] | None = None,
+    flops_per_second: float = 0.0,
 ) -> None:
     """Runs the steps from the state's to `num_steps`, logging and saving on the way.
 
@@ -30,10 +45,12 @@ def train(
         state: where to start; used up.
         num_steps: finished steps at the end.
         step_function: one optimizer step.
-        batch_of_step: the batch of a step, and how many units it holds.
+        batch_of_step: the batch of a step.
         unit: what the speed is counted in, say, tokens.
         learning_rate: schedule, for the log.
         measure: measurements on held-out data.
+        flops_per_second: what all devices can do at most; the log then has `model_flops_utilization`, the share of
+            it that the batches' model FLOPs made.
     """
     name, first_step = run.command, int(state.step)
     log = MetricsLog(run.directory, first_step)
@@ -46,24 +63,28 @@ def train(
     with Progress(name, num_steps, "steps", first_step) as progress:
         if measure and first_step == 0:
             log_measurements(0)
-        unlogged, units, since = [], 0, time.monotonic()
+        unlogged, units, flops, since = [], 0, 0.0, time.monotonic()
         for step in range(first_step, num_steps):
-            batch, count = batch_of_step(step)
-            state, metrics = step_function(state, batch)
+            batch = batch_of_step(step)
+            state, metrics = step_function(state, batch.arrays)
             # The step before this one is surely done: reading its loss does not hold up the device.
             note = f"loss {float(unlogged[-1]['loss']):.3f}" if unlogged else ""
             progress.update(1, note)
             unlogged.append(metrics)
-            units += count
+            units += batch.units
+            flops += batch.flops
             finished = step + 1
             last = finished == num_steps
             if last or finished % config.log_every == 0:
                 means = {key: float(np.mean([one[key] for one in unlogged])) for key in metrics}
                 means["learning_rate"] = float(learning_rate(step))
-                means[f"{unit}_per_second"] = units / (time.monotonic() - since)
+                elapsed = time.monotonic() - since
+                means[f"{unit}_per_second"] = units / elapsed
+                if flops_per_second:
+                    means["model_flops_utilization"] = flops / elapsed / flops_per_second
                 log.write(finished, means)
                 say(f"{name}: step {finished:,}: {_shown(means)}")
-                unlogged, units, since = [], 0, time.monotonic()
+                unlogged, units, flops, since = [], 0, 0.0, time.monotonic()
             if measure and (last or finished % config.evaluate_every == 0):
                 started = time.monotonic()
                 log_measurements(finished)

@@ -17,9 +17,10 @@ from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.batches import BatchOrder, number_of_steps
 from retromae_jax.data.blocks import TokenBlocks
-from retromae_jax.data.packing import SPECIAL_TOKENS, fill, one_text_a_row, packed
+from retromae_jax.data.packing import RowMaker
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import exits_on_input_error
+from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say, table
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
@@ -72,23 +73,26 @@ def pretrain(config: ConfigDict) -> None:
     order = BatchOrder(len(trained_on), config.batch_size, config.seed)
     num_steps = number_of_steps(config.num_steps, config.num_epochs, len(trained_on), config.batch_size)
 
-    # The number of rows is a multiple of this, so that few shapes are compiled.
-    least = mesh.size * config.accumulation_parts
-    row_step = least * -(-config.batch_size // (config.shape_buckets * least))
+    maker = RowMaker(
+        config.block_length,
+        config.pack_rows,
+        config.shape_buckets,
+        config.batch_size,
+        mesh.size * config.accumulation_parts,
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+        tokenizer.pad_token_id,
+    )
 
-    def batch_of(indices: np.ndarray, epochs: np.ndarray, samples: np.ndarray) -> tuple[dict[str, jax.Array], int]:
+    def batch_of(indices: np.ndarray, epochs: np.ndarray, samples: np.ndarray) -> loop.Batch:
         texts = blocks.draw(indices, epochs)
-        tokens = np.array([len(text) + SPECIAL_TOKENS for text in texts])
-        if config.pack_rows:
-            layout = packed(tokens, config.block_length, row_step)
-        else:
-            layout = one_text_a_row(tokens, config.block_length, config.shape_buckets)
-        # Each process reads its own share of the batch only.
-        own = parallel.local_rows(layout.rows)
-        ids = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-        return parallel.place_batch(mesh, fill(layout, texts, samples, own, *ids)), int(layout.tokens_N.sum())
+        layout = maker.layout(texts)
+        # Each process reads its own share of the rows only.
+        arrays = maker.rows(layout, texts, samples, parallel.local_rows(layout.rows))
+        tokens = layout.tokens_N
+        return loop.Batch(parallel.place_batch(mesh, arrays), int(tokens.sum()), objective.flops(tokens))
 
-    def training_batch(step: int) -> tuple[dict[str, jax.Array], int]:
+    def training_batch(step: int) -> loop.Batch:
         return batch_of(trained_on[order.indices(step)], order.epochs(step), order.samples(step))
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
@@ -100,12 +104,15 @@ def pretrain(config: ConfigDict) -> None:
     run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
     state = run.restore(state)
+    flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], objective.dtype)
     summary = {
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "objective": config.objective,
         "parameters": f"{sum(value.size for value in shapes.values()):,}",
         "blocks": f"{len(trained_on):,}",
         "batch": f"{config.batch_size} x {config.block_length}",
+        "GFLOP a step": f"{training_batch(int(state.step)).flops / 1e9:,.1f}",
+        "peak GFLOP/s": f"{flops_per_second / 1e9:,.0f}",
         "steps": f"{num_steps:,}",
         "from step": f"{int(state.step):,}",
     }
@@ -117,8 +124,8 @@ def pretrain(config: ConfigDict) -> None:
         measured = []
         for number in range(held_out_batches):
             rows = np.arange(number * config.batch_size, (number + 1) * config.batch_size)
-            batch, _ = batch_of(held_out[rows], np.zeros_like(rows), rows + FIRST_HELD_OUT_SAMPLE)
-            measured.append(evaluate(state.parameters, batch))
+            batch = batch_of(held_out[rows], np.zeros_like(rows), rows + FIRST_HELD_OUT_SAMPLE)
+            measured.append(evaluate(state.parameters, batch.arrays))
         return {name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]}
 
     with jax.set_mesh(mesh):
@@ -132,6 +139,7 @@ def pretrain(config: ConfigDict) -> None:
             "tokens",
             schedule,
             measure if held_out_batches else None,
+            flops_per_second,
         )
 
 

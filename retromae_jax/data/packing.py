@@ -3,6 +3,7 @@
 The host ships token ids, the texts' lengths and their sample numbers; everything else is made of them on the device.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,44 @@ from retromae_jax.data.batches import padded_length
 SPECIAL_TOKENS = 2
 # A row has room for this many texts, and for a text per so many tokens at most: room that is not used costs a little.
 MOST_TEXTS, LEAST_TOKENS = 16, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMaker:
+    """Makes the rows of a batch, in few shapes.
+
+    Attributes:
+        length: longest row, L; longer texts are cut.
+        share_rows: whether several texts may share a row. Rows then have `length` tokens, and their number differs
+            between batches; otherwise each text has a row, and their length differs.
+        shapes: how many shapes there may be.
+        batch_size: texts of a batch.
+        row_multiple: the number of rows is a multiple of it, so that they divide over devices; `batch_size` must be.
+        cls_id, sep_id, pad_id: ids of [CLS], [SEP] and [PAD].
+    """
+
+    length: int
+    share_rows: bool
+    shapes: int
+    batch_size: int
+    row_multiple: int
+    cls_id: int
+    sep_id: int
+    pad_id: int
+
+    def layout(self, texts: Sequence[np.ndarray]) -> "Layout":
+        """Where the texts of a batch stand."""
+        tokens_N = np.array([len(text) + SPECIAL_TOKENS for text in texts])
+        if not self.share_rows:
+            return one_text_a_row(tokens_N, self.length, self.shapes)
+        steps = -(-self.batch_size // (self.shapes * self.row_multiple))
+        return packed(tokens_N, self.length, steps * self.row_multiple)
+
+    def rows(
+        self, layout: "Layout", texts: Sequence[np.ndarray], samples_N: np.ndarray, own: slice
+    ) -> dict[str, np.ndarray]:
+        """The arrays of the rows that a process holds; see `fill`."""
+        return fill(layout, texts, samples_N, own, self.cls_id, self.sep_id, self.pad_id)
 
 
 class Layout(NamedTuple):

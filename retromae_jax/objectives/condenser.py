@@ -5,9 +5,10 @@ Gao and Callan, 2021, "Condenser: a Pre-training Architecture for Dense Retrieva
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from retromae_jax import masking
+from retromae_jax import flops, masking
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
 from retromae_jax.models.condenser import CondenserHead
@@ -62,6 +63,14 @@ class Condenser(MaskedLM):
     def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""
         return Model(self.config, self.head_layers, self.dtype, self.remat, rngs)
+
+    def forward_flops(self, tokens_N: np.ndarray) -> float:
+        masked_N = self.masked_tokens(tokens_N)
+        full = (self.head_layers - 1) * flops.layer_flops(self.config, tokens_N, tokens_N)
+        last = flops.layer_flops(self.config, masked_N, tokens_N, tokens_N)
+        late = flops.head_flops(self.config, masked_N) if self.late_masked_lm else 0.0
+        # The encoder's count holds one pass of the masked tokens through the vocabulary already.
+        return super().forward_flops(tokens_N) + full + last + late
 
     def losses(
         self, model: Model, inputs: MaskedTexts, limit: int, whole: dict[str, jax.Array], dropout: Dropout | None

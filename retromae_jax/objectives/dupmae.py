@@ -7,8 +7,9 @@ that word's score; a third loss is the cross-entropy of the text's own words und
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from retromae_jax import masking
+from retromae_jax import flops, masking
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.objectives.prediction import encode
 from retromae_jax.objectives.retromae import Inputs, Model, RetroMAE, reconstruct
@@ -53,6 +54,12 @@ class DupMAE(RetroMAE):
 
     def counts(self, rows: Rows) -> dict[str, jax.Array]:
         return {**super().counts(rows), "texts": jnp.sum(rows.is_text_RxT)}
+
+    def forward_flops(self, tokens_N: np.ndarray) -> float:
+        # All of the last layer's tokens but [CLS] score the vocabulary.
+        unread_N = tokens_N - 1 - self.masked_tokens(tokens_N)
+        last = flops.layer_flops(self.config, unread_N, tokens_N, np.zeros_like(tokens_N))
+        return super().forward_flops(tokens_N) + last + flops.head_flops(self.config, tokens_N - 1)
 
     def losses(
         self,

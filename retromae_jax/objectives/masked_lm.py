@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from retromae_jax import masking
+from retromae_jax import flops, masking
 from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
 from retromae_jax.objectives.prediction import IGNORED, Prediction, encode, masked_limit, prediction_loss
 from retromae_jax.random_bits import Dropout
@@ -120,6 +121,24 @@ class MaskedLM:
     def limit(self, rows: Rows) -> int:
         """The most labels that the encoder has in one of the rows."""
         return masked_limit(self.encoder_mask_probability, rows)
+
+    def flops(self, tokens_N: np.ndarray) -> float:
+        """Model FLOPs of a training step, forward and backward, on texts of so many tokens; see `retromae_jax.flops`.
+
+        Padding is not counted, nor what nothing depends on: the last layer's states that no loss reads.
+        """
+        return flops.TRAINING * self.forward_flops(np.asarray(tokens_N))
+
+    def forward_flops(self, tokens_N: np.ndarray) -> float:
+        """Model FLOPs of the forward pass."""
+        masked_N = self.masked_tokens(tokens_N)
+        full = (self.config.num_hidden_layers - 1) * flops.layer_flops(self.config, tokens_N, tokens_N)
+        last = flops.layer_flops(self.config, 1 + masked_N, tokens_N, tokens_N)
+        return full + last + flops.head_flops(self.config, masked_N)
+
+    def masked_tokens(self, tokens_N: np.ndarray) -> np.ndarray:
+        """The encoder's budget of masked tokens for texts of so many tokens."""
+        return np.maximum(1, np.round(self.encoder_mask_probability * tokens_N))
 
     def losses(
         self, model: Model, inputs: MaskedTexts, limit: int, whole: dict[str, jax.Array], dropout: Dropout | None

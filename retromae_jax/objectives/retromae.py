@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from retromae_jax import masking
+from retromae_jax import flops, masking
 from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
 from retromae_jax.models.decoder import EnhancedDecoder
 from retromae_jax.objectives.masked_lm import MaskedLM
@@ -101,6 +102,12 @@ class RetroMAE(MaskedLM):
             decoder_visible_RxLxL=masking.decoder_visibility(rows, self.vocabulary, self.decoder_mask_probability),
             decoder_labels_RxL=jnp.where(rows.inner_RxL, rows.token_ids_RxL, IGNORED),
         )
+
+    def forward_flops(self, tokens_N: np.ndarray) -> float:
+        decoder = flops.layer_flops(self.config, tokens_N, tokens_N)
+        # The decoder predicts all but [CLS] and [SEP].
+        head = flops.head_flops(self.config, np.maximum(tokens_N - 2, 0))
+        return super().forward_flops(tokens_N) + decoder + head
 
     def losses(
         self,

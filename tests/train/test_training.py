@@ -52,7 +52,7 @@ def parameters_of(run_directory, step=None):
 
 def metrics_of(run_directory):
     lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith("_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if not k.endswith(("_per_second", "_utilization"))} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,7 @@ def test_pretraining_logs_what_the_user_looks_for(pretrained):
     assert [line["step"] for line in training] == [3, 6]
     assert [line["step"] for line in held_out] == [0, 3, 6]
     assert training[0].keys() >= {"encoder_loss", "decoder_accuracy", "learning_rate", "tokens_per_second"}
+    assert all(0 < line["model_flops_utilization"] < 1 for line in training)
     assert training[1]["loss"] < training[0]["loss"] < 2 * np.log(30522) * 1.01
     assert list((pretrained / "tensorboard").iterdir())
 

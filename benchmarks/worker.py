@@ -1,0 +1,207 @@
+"""A process of its own for each system, so that its peak memory is its own and nobody else's threads get in its way.
+
+The parent holds a `Worker`; `python -m benchmarks.worker` is what runs in the process. Each request is a line of JSON
+on standard input, each answer one on standard output: first a `Task`, answered when the system is warm; then
+`{"train": [steps]}` or `{"collate": [steps]}`.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from retromae_jax.errors import InputError
+
+# Imported by the worker of that system only.
+SYSTEMS = {
+    "retromae_jax": "benchmarks.ours:RetroMAEJax",
+    "pretense": "benchmarks.peers:Pretense",
+    "masked_lm": "benchmarks.peers:MaskedLM",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a system has to train.
+
+    Attributes:
+        system: a key of `SYSTEMS`.
+        texts: of all steps; step k takes `batch_size` of them from number k * batch_size on.
+        sizes: of the model, under Hugging Face's BERT names.
+        tokenizer: its directory.
+        dtype: of activations, float32 or bfloat16; parameters are float32.
+        batch_size: texts of an optimizer step.
+        max_length: longer texts are cut there, in tokens with [CLS] and [SEP].
+        threads: cores to use.
+        seed: of weights, masks and dropout.
+    """
+
+    system: str
+    texts: Sequence[str]
+    sizes: Mapping[str, int]
+    tokenizer: str
+    dtype: str
+    batch_size: int
+    max_length: int
+    threads: int
+    seed: int
+
+    def batch(self, step: int) -> slice:
+        """Which of the texts a step takes."""
+        return slice(step * self.batch_size, (step + 1) * self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return len(self.texts) // self.batch_size
+
+
+class System(Protocol):
+    """A system under test.
+
+    Attributes:
+        tokenized_seconds: processor time that went into tokenizing all texts before the first step, 0 if `collate`
+            tokenizes.
+    """
+
+    tokenized_seconds: float
+
+    def collate(self, step: int) -> tuple[Any, int]:
+        """The batch of a step, and how many of its tokens are not padding."""
+
+    def train(self, batch: Any) -> Any:
+        """One optimizer step; returns the loss, which `float` reads (and waits for)."""
+
+    def warm_up_steps(self) -> list[int]:
+        """The steps to train on before time is taken."""
+
+
+class Worker:
+    """The parent's side: starts the process and waits until its system is warm; a context that ends it.
+
+    Raises:
+        InputError: if the process ends early; it has said why on standard error.
+    """
+
+    def __init__(self, task: Task):
+        self.system = task.system
+        root = str(Path(__file__).parents[1])
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "OMP_NUM_THREADS": str(task.threads),
+            "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)]),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        try:
+            self.warm = self.ask(dataclasses.asdict(task))
+        except BaseException:
+            self.process.kill()
+            raise
+
+    def ask(self, request: Mapping) -> dict:
+        """Sends a request and waits for the answer."""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise InputError(f"{self.system} ended with status {self.process.wait()}; what it said is above")
+        return json.loads(answer)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if exception[0] is not None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def train(system: System, steps: Sequence[int]) -> dict[str, float]:
+    """Trains some steps, host work included.
+
+    Returns:
+        `seconds`, `tokens` that are not padding, mean `loss`, the process's `peak_megabytes` so far, and the
+        `cores_elsewhere` that other processes took on average.
+    """
+    started, own, all_processes = time.perf_counter(), time.process_time(), _processor_seconds()
+    tokens, losses = 0, []
+    for step in steps:
+        batch, count = system.collate(step)
+        losses.append(system.train(batch))
+        tokens += count
+    loss = sum(map(float, losses)) / len(losses)
+    seconds = time.perf_counter() - started
+    elsewhere = _processor_seconds() - all_processes - (time.process_time() - own)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "loss": loss,
+        "peak_megabytes": peak / 1e6,
+        "cores_elsewhere": max(0.0, elsewhere / seconds),
+    }
+
+
+def _processor_seconds() -> float:
+    """What all processes of the machine have used; on other systems than Linux only this one's."""
+    if not Path("/proc/stat").exists():
+        return time.process_time()
+    user, nice, system, _, _, *interrupts_and_stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return sum((user, nice, system, *interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+
+
+def collate(system: System, steps: Sequence[int], batch_size: int) -> dict[str, float]:
+    """Makes batches for a second of processor time.
+
+    Returns:
+        `texts_per_core_second`: texts in a second of one core's time.
+    """
+    texts, started = 0, time.process_time()
+    while time.process_time() - started < 1:
+        for step in steps:
+            system.collate(step)
+        texts += len(steps) * batch_size
+    return {"texts_per_core_second": texts / (time.process_time() - started)}
+
+
+def main() -> None:
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def answer(content: Mapping) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    task = Task(**json.loads(sys.stdin.readline()))
+    # XLA starts as many threads as there are cores it may use. Set before anything is imported that counts them.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
+    module, _, name = SYSTEMS[task.system].partition(":")
+    system = getattr(importlib.import_module(module), name)(task)
+    started = time.perf_counter()
+    train(system, system.warm_up_steps())
+    answer({"warm_up_seconds": time.perf_counter() - started, "tokenized_seconds": system.tokenized_seconds})
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "train" in request:
+            answer(train(system, request["train"]))
+        else:
+            answer(collate(system, request["collate"], task.batch_size))
+
+
+if __name__ == "__main__":
+    main()
