@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from retromae_jax import parallel, random_bits
+from retromae_jax.linear import product
 from retromae_jax.random_bits import Dropout
 
 # Scores of so many elements, 16 MB, stay in a CPU's cache and in a TPU core's vector memory.
@@ -87,11 +88,8 @@ def _by_chunks(function, inputs):
     return tuple(x.reshape(batch, *x.shape[2:]) for x in results)
 
 
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
 def _scores(queries_BxHxLxK, keys_BxHxMxK, visible):
-    scores_BxHxLxM = _product("BHLK,BHMK->BHLM", queries_BxHxLxK, keys_BxHxMxK)
+    scores_BxHxLxM = product("BHLK,BHMK->BHLM", queries_BxHxLxK, keys_BxHxMxK)
     scale = jnp.float32(1 / math.sqrt(queries_BxHxLxK.shape[-1]))
     return jnp.where(visible[:, None], scores_BxHxLxM * scale, jnp.finfo(jnp.float32).min)
 
@@ -109,7 +107,7 @@ def _attend(rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_
     exponentials_BxHxLxM = jnp.exp(scores_BxHxLxM - highest_BxHxLx1)
     sums_BxHxLx1 = jnp.sum(exponentials_BxHxLxM, axis=-1, keepdims=True)
     weights_BxHxLxM = _dropped(rate, exponentials_BxHxLxM, seeds_BxHxL, key_positions_BxM)
-    mixed_BxHxLxK = _product("BHLM,BHMK->BHLK", weights_BxHxLxM.astype(values_BxHxMxK.dtype), values_BxHxMxK)
+    mixed_BxHxLxK = product("BHLM,BHMK->BHLK", weights_BxHxLxM.astype(values_BxHxMxK.dtype), values_BxHxMxK)
     mixed_BxHxLxK = (mixed_BxHxLxK / sums_BxHxLx1).astype(values_BxHxMxK.dtype)
     return mixed_BxHxLxK, highest_BxHxLx1, sums_BxHxLx1
 
@@ -130,7 +128,7 @@ def _attend_backward(
     scores_BxHxLxM = _scores(queries_BxHxLxK, keys_BxHxMxK, visible)
     probabilities_BxHxLxM = jnp.exp(scores_BxHxLxM - highest_BxHxLx1) / sums_BxHxLx1
     dropped_BxHxLxM = _dropped(rate, probabilities_BxHxLxM, seeds_BxHxL, key_positions_BxM)
-    d_dropped_BxHxLxM = _product("BHLK,BHMK->BHLM", d_mixed_BxHxLxK, values_BxHxMxK)
+    d_dropped_BxHxLxM = product("BHLK,BHMK->BHLM", d_mixed_BxHxLxK, values_BxHxMxK)
     # The softmax's gradient needs the sum over keys of probability times its gradient: that of output times its own.
     shift_BxHxLx1 = jnp.sum(
         d_mixed_BxHxLxK.astype(jnp.float32) * mixed_BxHxLxK.astype(jnp.float32), axis=-1, keepdims=True
@@ -140,7 +138,7 @@ def _attend_backward(
     dropped_BxHxLxM = dropped_BxHxLxM.astype(values_BxHxMxK.dtype)
     scale = jnp.float32(1 / math.sqrt(queries_BxHxLxK.shape[-1]))
     return (
-        (_product("BHLM,BHMK->BHLK", d_scores_BxHxLxM, keys_BxHxMxK) * scale).astype(queries_BxHxLxK.dtype),
-        (_product("BHLM,BHLK->BHMK", d_scores_BxHxLxM, queries_BxHxLxK) * scale).astype(keys_BxHxMxK.dtype),
-        _product("BHLM,BHLK->BHMK", dropped_BxHxLxM, d_mixed_BxHxLxK).astype(values_BxHxMxK.dtype),
+        (product("BHLM,BHMK->BHLK", d_scores_BxHxLxM, keys_BxHxMxK) * scale).astype(queries_BxHxLxK.dtype),
+        (product("BHLM,BHLK->BHMK", d_scores_BxHxLxM, queries_BxHxLxK) * scale).astype(keys_BxHxMxK.dtype),
+        product("BHLM,BHLK->BHMK", dropped_BxHxLxM, d_mixed_BxHxLxK).astype(values_BxHxMxK.dtype),
     )

@@ -6,12 +6,11 @@ and its logits are dropped. The gradients wait in the residuals until the backwa
 weight 0, such as padding, cost nothing.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from retromae_jax import parallel
+from retromae_jax.linear import product, transposed
 
 SMALLEST_CHUNK = 256
 
@@ -78,8 +77,6 @@ def _by_chunks(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V, *, with
     chunk = _chunk_size(total)
     padding = -total % chunk
     cast_table_VxD = table_VxD.astype(hidden_BxKxD.dtype)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
     # Positions that count come first, and only the chunks that hold some of them are computed.
     order_N = jnp.argsort(weights_BxK.reshape(-1) == 0, stable=True)
     counting = jnp.sum(weights_BxK != 0)
@@ -119,12 +116,10 @@ def _by_chunks(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V, *, with
         d_logits_CxV = jnp.where(is_label_CxV, d_logits_CxV - weights_C[:, None], d_logits_CxV)
         d_logits_CxV = d_logits_CxV.astype(hidden_CxD.dtype)
         d_hidden_CxD = product("CV,VD->CD", d_logits_CxV, cast_table_VxD).astype(hidden_CxD.dtype)
-        # Sums over positions as matrix products: on a CPU, ten times as fast as a reduction over the leading axis.
-        # The barrier keeps the transposed copy, without which the product would run at half the speed there.
-        hidden_DxC = jax.lax.optimization_barrier(hidden_CxD.T)
+        # The sum over positions is a product too: on a CPU, ten times as fast as a reduction over the leading axis.
         return outputs, (
             put(d_hidden_NxD, d_hidden_CxD),
-            d_table_DxV + product("DC,CV->DV", hidden_DxC, d_logits_CxV),
+            d_table_DxV + product("DC,CV->DV", transposed(hidden_CxD), d_logits_CxV),
             d_bias_V + product("C,CV->V", jnp.ones_like(hidden_CxD[:, 0]), d_logits_CxV),
         )
 

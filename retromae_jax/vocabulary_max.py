@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from retromae_jax import parallel
+from retromae_jax.linear import product
 from retromae_jax.rows import take
 
 WORDS_PER_CHUNK = 2048
@@ -59,7 +60,7 @@ def _forward(texts, hidden_RxLxD, text_RxL, counted_RxL, table_VxD, bias_V):
 
     def of_chunk(chunk):
         table_CxD, bias_C = chunk
-        logits_RxLxC = _product("RLD,CD->RLC", hidden_RxLxD, table_CxD.astype(hidden_RxLxD.dtype)) + bias_C
+        logits_RxLxC = product("RLD,CD->RLC", hidden_RxLxD, table_CxD.astype(hidden_RxLxD.dtype)) + bias_C
 
         def of_row(logits_LxC, segment_L):
             highest_TxC = jnp.full((texts + 1, logits_LxC.shape[1]), LOWEST).at[segment_L].max(logits_LxC)
@@ -89,8 +90,8 @@ def _backward(texts, residuals, d_highest_RxTxV):
         (table_CxD, _), d_highest_RxTxC, at_RxTxC = chunk
         is_highest_RxLxC = (take(at_RxTxC, text_RxL) == index_L[:, None]) & counted_RxL[:, :, None]
         d_logits_RxLxC = jnp.where(is_highest_RxLxC, take(d_highest_RxTxC, text_RxL), 0).astype(hidden_RxLxD.dtype)
-        d_hidden_RxLxD += _product("RLC,CD->RLD", d_logits_RxLxC, table_CxD.astype(hidden_RxLxD.dtype))
-        return d_hidden_RxLxD, _product("RLC,RLD->CD", d_logits_RxLxC, hidden_RxLxD)
+        d_hidden_RxLxD += product("RLC,CD->RLD", d_logits_RxLxC, table_CxD.astype(hidden_RxLxD.dtype))
+        return d_hidden_RxLxD, product("RLC,RLD->CD", d_logits_RxLxC, hidden_RxLxD)
 
     start = jnp.zeros_like(hidden_RxLxD, jnp.float32)
     chunks = (_chunks(table_VxD, jnp.zeros(words)), split(d_highest_RxTxV), split(at_RxTxV))
@@ -100,8 +101,6 @@ def _backward(texts, residuals, d_highest_RxTxV):
 
 
 _highest.defvjp(_forward, _backward)
-
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _chunks(table_VxD, bias_V):

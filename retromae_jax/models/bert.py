@@ -16,6 +16,7 @@ from flax import nnx
 
 from retromae_jax.attention import attention
 from retromae_jax.errors import InputError
+from retromae_jax.linear import Linear
 from retromae_jax.random_bits import Dropout
 from retromae_jax.rows import Rows, take
 
@@ -124,10 +125,10 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.query = linear(size, size, config, dtype, rngs)
-        self.key = linear(size, size, config, dtype, rngs)
-        self.value = linear(size, size, config, dtype, rngs)
-        self.output = linear(size, size, config, dtype, rngs)
+        self.query = linear(size, size, config, rngs)
+        self.key = linear(size, size, config, rngs)
+        self.value = linear(size, size, config, rngs)
+        self.output = linear(size, size, config, rngs)
         self.layer_norm = layer_norm(config, dtype, rngs)
         self.heads = config.num_attention_heads
         self.probabilities_dropout_rate = config.attention_probs_dropout_prob
@@ -155,8 +156,8 @@ class FeedForward(nnx.Module):
     """Two linear layers with the activation between them, dropout, residual and LayerNorm."""
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.intermediate = linear(config.hidden_size, config.intermediate_size, config, dtype, rngs)
-        self.output = linear(config.intermediate_size, config.hidden_size, config, dtype, rngs)
+        self.intermediate = linear(config.hidden_size, config.intermediate_size, config, rngs)
+        self.output = linear(config.intermediate_size, config.hidden_size, config, rngs)
         self.layer_norm = layer_norm(config, dtype, rngs)
         self.activation = config.hidden_act
         self.dropout_rate = config.hidden_dropout_prob
@@ -258,7 +259,7 @@ class MaskedLanguageModelHead(nnx.Module):
     """The transform before the vocabulary projection, and its bias; the projection is the word embedding table."""
 
     def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.transform = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
+        self.transform = linear(config.hidden_size, config.hidden_size, config, rngs)
         self.layer_norm = layer_norm(config, dtype, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size))
         # RoBERTa's head does not follow the setting.
@@ -269,10 +270,9 @@ class MaskedLanguageModelHead(nnx.Module):
         return self.layer_norm(ACTIVATIONS[self.activation](self.transform(hidden)))
 
 
-def linear(inputs: int, outputs: int, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with BERT's initial values, float32 parameters and `dtype` arithmetic."""
-    init = nnx.initializers.normal(config.initializer_range)
-    return nnx.Linear(inputs, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
+def linear(inputs: int, outputs: int, config: BertConfig, rngs: nnx.Rngs) -> Linear:
+    """A linear layer with BERT's initial values."""
+    return Linear(inputs, outputs, config.initializer_range, rngs)
 
 
 def layer_norm(config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

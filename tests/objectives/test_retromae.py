@@ -32,13 +32,13 @@ def train(devices, steps):
     """Losses of a few steps, final parameters, and metrics of held-out texts, on the first devices."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     graph, shapes = parameters.structure(OBJECTIVE.model)
-    optimizer = adamw(learning_rate_schedule(1e-3, 0.1, steps), 0.01, 1.0)
+    optimizer = adamw(learning_rate_schedule(3e-3, 0.1, steps), 0.01, 1.0)
     state = initial_state(OBJECTIVE.model, shapes, None, optimizer, 0, parallel.replicated(mesh))
     step_function = pretraining_step(OBJECTIVE, graph, optimizer, seed=0)
     losses = []
     with jax.set_mesh(mesh):
         for step in range(steps):
-            state, metrics = step_function(state, jax.device_put(batch_of(step), parallel.over_batch(mesh)))
+            state, metrics = step_function(state, jax.device_put(batch_of(step % 2), parallel.over_batch(mesh)))
             losses.append([float(metrics[name]) for name in ("loss", "encoder_loss", "decoder_loss", "gradient_norm")])
         held_out = jax.device_put(batch_of(99), parallel.over_batch(mesh))
         measured = evaluation_step(OBJECTIVE, graph, seed=0)(state.parameters, held_out)
@@ -50,7 +50,7 @@ def test_the_loss_curve_is_the_same_on_one_and_on_eight_devices():
     one, one_parameters, one_measured = train(1, steps=8)
     eight, eight_parameters, eight_measured = train(8, steps=8)
     np.testing.assert_allclose(one, eight, rtol=1e-5)
-    assert one[-1, 0] < one[0, 0]
+    assert one[-1, 0] < one[0, 0] - 0.1
     for name, value in one_parameters.items():
         np.testing.assert_allclose(value, eight_parameters[name], atol=1e-5, err_msg=name)
     for name, value in one_measured.items():
