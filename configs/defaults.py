@@ -13,7 +13,7 @@ PRETRAINING = {
     # Text, read by train.prepare.
     "sources": (
         (),
-        "where text comes from: files (.jsonl .parquet .txt .xml, also .gz .bz2), saved Hugging Face datasets, "
+        "where text comes from: files (.jsonl .parquet .tsv .txt .xml, also .gz .bz2), saved Hugging Face datasets, "
         "or Hub names NAME, NAME:CONFIG, NAME:CONFIG:SPLIT",
     ),
     "text_field": ("text", "the column (parquet, datasets) or key (jsonl) that holds the text"),
