@@ -13,7 +13,7 @@ PRETRAINING = {
     # Text, read by train.prepare.
     "sources": (
         (),
-        "where text comes from: files (.jsonl .parquet .txt .xml, also .gz .bz2), saved Hugging Face datasets, "
+        "where text comes from: files (.jsonl .parquet .tsv .txt .xml, also .gz .bz2), saved Hugging Face datasets, "
         "or Hub names NAME, NAME:CONFIG, NAME:CONFIG:SPLIT",
     ),
     "text_field": ("text", "the column (parquet, datasets) or key (jsonl) that holds the text"),
@@ -22,7 +22,7 @@ PRETRAINING = {
         "directory of the prepared token blocks: train.prepare writes it, train.pretrain reads it",
     ),
     "block_length": (512, "longest block in tokens, [CLS] and [SEP] included"),
-    "pack_documents": (False, "let one block hold several short documents"),
+    "pack_documents": (False, "let one block hold several short documents; not for cocondenser"),
     "workers": (0, "processes that tokenize; 0 takes one for each core"),
     # Model.
     "init": (
@@ -44,7 +44,7 @@ PRETRAINING = {
     "skip_from": (6, "condenser, cocondenser: encoder layer whose states the head gets beside the last [CLS]"),
     "late_masked_lm": (True, "condenser, cocondenser: let the encoder's last layer predict the masked tokens too"),
     # Optimization.
-    "batch_size": (256, "texts in one optimizer step, over all devices"),
+    "batch_size": (256, "texts in one optimizer step, over all devices; cocondenser: documents, of two spans each"),
     "num_epochs": (8.0, "passes over the data; ignored where num_steps is set"),
     "num_steps": (0, "optimizer steps; 0 counts them from num_epochs"),
     "learning_rate": (1e-4, "peak learning rate"),
@@ -53,7 +53,11 @@ PRETRAINING = {
     "clip_norm": (1.0, "gradients are scaled down to this global norm"),
     "compute_dtype": ("bfloat16", "dtype of activations: bfloat16 or float32; parameters are float32"),
     "remat": (False, "compute activations again in the backward pass instead of keeping them: a third slower, smaller"),
-    "accumulation_parts": (1, "parts of a batch that are computed one after the other; the gradients are the batch's"),
+    "accumulation_parts": (
+        1,
+        "parts of a batch that are computed one after the other; the gradients are the batch's (cocondenser: by "
+        "gradient caching)",
+    ),
     "pack_rows": (True, "put several short texts into one row of `block_length` tokens; losses are the same"),
     "shape_buckets": (
         16,
@@ -62,8 +66,11 @@ PRETRAINING = {
     ),
     # Watching and saving.
     "log_every": (50, "steps between logged metrics"),
-    "validation_blocks": (512, "blocks held out to measure the losses and the reconstruction gain"),
-    "evaluate_every": (1000, "steps between measurements on the held-out blocks"),
+    "validation_blocks": (
+        512,
+        "blocks (cocondenser: documents) held out to measure the losses and the reconstruction gain",
+    ),
+    "evaluate_every": (1000, "steps between measurements on the held-out text"),
     "checkpoint_every": (1000, "steps between checkpoints"),
     "checkpoints_to_keep": (3, "how many checkpoints stay on disk"),
 }

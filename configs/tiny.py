@@ -16,6 +16,7 @@ def tiny_pretraining(config: ConfigDict) -> ConfigDict:
     config.init = ""
     config.tokenizer = f"{DEMO_DATA}/checkpoint"
     config.model = _tiny_model()
+    config.skip_from = 1  # of 2 layers
     config.block_length = 32
     config.batch_size = 8
     config.num_steps = 6

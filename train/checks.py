@@ -129,12 +129,12 @@ def positions(key: str, length: int, bert: BertConfig) -> str | None:
     return None
 
 
-def enough_blocks(config: ConfigDict, blocks: int, held_out_batches: int) -> str | None:
-    """A problem if the data cannot fill the held-out batches and one more."""
-    needed = (held_out_batches + 1) * config.batch_size
-    if blocks < needed:
+def enough_items(config: ConfigDict, items: int, unit: str, held_out: int) -> str | None:
+    """A problem if the data cannot fill a batch beside the items held out."""
+    needed = held_out + config.batch_size
+    if items < needed:
         return (
-            f"{config.data} has {blocks:,} blocks; validation_blocks {config.validation_blocks} and batch_size "
+            f"{config.data} has {items:,} {unit}; validation_blocks {config.validation_blocks} and batch_size "
             f"{config.batch_size} need at least {needed:,}"
         )
     return None

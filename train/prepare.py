@@ -176,9 +176,10 @@ class PartMaker:
         path = self.counts_path(number)
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def make(self, number: int, documents: Sequence[Document], digest: str) -> None:
+    def make(self, number: int, documents: Sequence[Document], first_document: int, digest: str) -> None:
         """Makes part `number`; its counts are written last and say that it is there."""
-        blocks, counts = pack(documents, _tokenizer(self.tokenizer), self.block_length, self.pack_documents)
+        tokenizer = _tokenizer(self.tokenizer)
+        blocks, counts = pack(documents, tokenizer, self.block_length, self.pack_documents, first_document)
         unfinished = self.directory / f"{number:05d}.{os.getpid()}.unfinished"
         write_blocks(blocks, unfinished)
         os.replace(unfinished, self.blocks_path(number))
@@ -212,16 +213,18 @@ def _make_parts(maker: PartMaker, sources: Sequence[Source], workers: int) -> in
 
         def tasks() -> Iterator[tuple]:
             nonlocal parts, kept
+            first_document = 0
             for number, (documents, size) in enumerate(_parts(sources)):
                 parts += 1
-                digest = _digest(documents)
+                digest = _digest(documents, first_document)
                 if maker.counts(number).get("digest") == digest:
                     kept += 1
                     advance(size)
                 else:
                     # An older part of this number is void from here on.
                     maker.counts_path(number).unlink(missing_ok=True)
-                    yield size, number, documents, digest
+                    yield size, number, documents, first_document, digest
+                first_document += len(documents)
 
         for size in _in_processes(maker, tasks(), workers):
             advance(size)
@@ -246,10 +249,10 @@ def _parts(sources: Sequence[Source]) -> Iterator[tuple[list[Document], int]]:
         yield documents, before - cut
 
 
-def _digest(documents: Sequence[Document]) -> str:
+def _digest(documents: Sequence[Document], first_document: int) -> str:
     """Tells whether a part that is there was made of these documents: the sources may have changed since."""
-    texts = json.dumps([(document.text, document.is_markup) for document in documents])
-    return hashlib.sha256(texts.encode()).hexdigest()
+    contents = json.dumps([first_document, [(document.text, document.is_markup) for document in documents]])
+    return hashlib.sha256(contents.encode()).hexdigest()
 
 
 def _in_processes(maker: PartMaker, tasks: Iterator[tuple], workers: int) -> Iterator[int]:

@@ -15,9 +15,10 @@ from configs import defaults
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
-from retromae_jax.data.batches import BatchOrder, number_of_steps
+from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
 from retromae_jax.data.blocks import TokenBlocks
 from retromae_jax.data.packing import RowMaker
+from retromae_jax.data.spans import SpanPairs
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.flops import device_flops_per_second
@@ -31,7 +32,8 @@ from retromae_jax.training import evaluation_step, initial_state, pretraining_st
 from train import checks, loop
 from train.command_line import parse_config
 
-# Held-out texts have sample numbers, and so masks, that no training text has.
+# Held-out texts have sample numbers, and so masks, that no training text has. It is even, as the first number of a
+# pair of spans must be.
 FIRST_HELD_OUT_SAMPLE = 2**31
 
 
@@ -47,29 +49,33 @@ def pretrain(config: ConfigDict) -> None:
         checks.whole_numbers(config, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
         checks.saving(config),
+        checks.known("objective", config.objective, OBJECTIVES),
     )
     blocks = TokenBlocks(config.data)
+    # What the order is made of and batches are counted in: blocks, or documents with two spans each.
+    items = SpanPairs(blocks, config.seed) if OBJECTIVES[config.objective].PAIRS_OF_SPANS else blocks
     source = _open_source(config.init) if config.init else None
     bert = checks.model_sizes(config, source)
     tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
     vocabulary = Vocabulary.of(tokenizer)
-    held_out_batches = -(-config.validation_blocks // config.batch_size)
+    # Held-out batches fit where the parts of a training batch do.
+    held_out_size = max(1, config.batch_size // config.accumulation_parts)
+    held_out_batches = -(-config.validation_blocks // held_out_size)
     checks.fit(
         checks.batch(config, config.accumulation_parts),
-        checks.known("objective", config.objective, OBJECTIVES),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
         checks.same_vocabulary(config.data, blocks, tokenizer),
         checks.positions("block_length", config.block_length, bert),
-        checks.enough_blocks(config, len(blocks), held_out_batches),
+        checks.enough_items(config, len(items), items.unit, held_out_batches * held_out_size),
     )
     mesh = parallel.data_mesh()
     objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, jnp.dtype(config.compute_dtype))
     graph, shapes = parameters.structure(objective.model)
 
-    # Some blocks are held out; the others are trained on in an order that follows from the seed.
-    shuffled = np.random.default_rng(config.seed).permutation(len(blocks))
-    held_out, trained_on = np.split(shuffled, [held_out_batches * config.batch_size])
+    # Some items are held out; the others are trained on in an order that follows from the seed.
+    shuffled = np.random.default_rng(config.seed).permutation(len(items))
+    held_out, trained_on = np.split(shuffled, [held_out_batches * held_out_size])
     order = BatchOrder(len(trained_on), config.batch_size, config.seed)
     num_steps = number_of_steps(config.num_steps, config.num_epochs, len(trained_on), config.batch_size)
 
@@ -77,15 +83,16 @@ def pretrain(config: ConfigDict) -> None:
         config.block_length,
         config.pack_rows,
         config.shape_buckets,
-        config.batch_size,
+        config.batch_size * items.texts_per_item,
         mesh.size * config.accumulation_parts,
         tokenizer.cls_token_id,
         tokenizer.sep_token_id,
         tokenizer.pad_token_id,
     )
 
-    def batch_of(indices: np.ndarray, epochs: np.ndarray, samples: np.ndarray) -> loop.Batch:
-        texts = blocks.draw(indices, epochs)
+    def batch_of(indices: np.ndarray, epochs: np.ndarray, numbers: np.ndarray, first_sample: int = 0) -> loop.Batch:
+        texts = items.draw(indices, epochs)
+        samples = first_sample + text_numbers(numbers, items.texts_per_item)
         layout = maker.layout(texts)
         # Each process reads its own share of the rows only.
         arrays = maker.rows(layout, texts, samples, parallel.local_rows(layout.rows))
@@ -100,7 +107,7 @@ def pretrain(config: ConfigDict) -> None:
     optimizer = adamw(schedule, config.weight_decay, config.clip_norm)
     run = Run(config.workdir, config.checkpoints_to_keep)
     settings = EncoderSettings("cls", False, config.block_length)
-    data = {"blocks": len(blocks), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
+    data = {"blocks": len(blocks), items.unit: len(items), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
     run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
     state = run.restore(state)
@@ -109,8 +116,8 @@ def pretrain(config: ConfigDict) -> None:
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "objective": config.objective,
         "parameters": f"{sum(value.size for value in shapes.values()):,}",
-        "blocks": f"{len(trained_on):,}",
-        "batch": f"{config.batch_size} x {config.block_length}",
+        items.unit: f"{len(trained_on):,}",
+        "batch": f"{config.batch_size * items.texts_per_item} x {config.block_length}",
         "GFLOP a step": f"{training_batch(int(state.step)).flops / 1e9:,.1f}",
         "peak GFLOP/s": f"{flops_per_second / 1e9:,.0f}",
         "steps": f"{num_steps:,}",
@@ -123,8 +130,8 @@ def pretrain(config: ConfigDict) -> None:
     def measure(state: TrainState) -> dict[str, float]:
         measured = []
         for number in range(held_out_batches):
-            rows = np.arange(number * config.batch_size, (number + 1) * config.batch_size)
-            batch = batch_of(held_out[rows], np.zeros_like(rows), rows + FIRST_HELD_OUT_SAMPLE)
+            items_here = np.arange(number * held_out_size, (number + 1) * held_out_size)
+            batch = batch_of(held_out[items_here], np.zeros_like(items_here), items_here, FIRST_HELD_OUT_SAMPLE)
             measured.append(evaluate(state.parameters, batch.arrays))
         return {name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]}
 

@@ -42,6 +42,12 @@ class BatchOrder:
         return self._permutations[epoch]
 
 
+def text_numbers(items_B: np.ndarray, texts_per_item: int) -> np.ndarray:
+    """Numbers of the items' texts, [B * texts_per_item], from the items' own: those of one item follow each other."""
+    within = np.arange(texts_per_item, dtype=items_B.dtype)
+    return (items_B[:, None] * texts_per_item + within).reshape(-1)
+
+
 def number_of_steps(num_steps: int, num_epochs: float, size: int, batch_size: int) -> int:
     """Optimizer steps of a run: `num_steps` if it is set, else `num_epochs` passes over `size` items, at least 1."""
     return num_steps or max(1, int(num_epochs * size / batch_size))

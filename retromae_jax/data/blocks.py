@@ -1,7 +1,8 @@
 """Token blocks: documents cut at sentence ends into pieces that fit a row of the model, stored on disk.
 
-The store is a directory in the layout of Hugging Face `datasets`, with one column `token_ids` of token ids
-without special tokens, the format of the original RetroMAE code.
+The store is a directory in the layout of Hugging Face `datasets`, with a column `token_ids` of token ids
+without special tokens, the format of the original RetroMAE code. Where no block holds several documents, a column
+`document` tells which one each is of.
 """
 
 import bisect
@@ -22,7 +23,13 @@ from retromae_jax.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-COLUMN = "token_ids"
+COLUMN, DOCUMENT = "token_ids", "document"
+# The columns' types in the words of `datasets`. `Sequence` is what its releases before 4 call a list; later ones read
+# it too.
+FEATURES = {
+    COLUMN: {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "Sequence"},
+    DOCUMENT: {"dtype": "int64", "_type": "Value"},
+}
 # A document's last block is dropped if it is shorter than this share of a full one and not the only one.
 SHORTEST_TAIL = 1 / 16
 DESCRIPTION = "prepare.json"
@@ -102,7 +109,11 @@ def block_lengths(sentence_lengths: Iterable[int], limit: int) -> list[int]:
 
 
 def pack(
-    documents: Sequence[Document], tokenizer: "Tokenizer", block_length: int, pack_documents: bool
+    documents: Sequence[Document],
+    tokenizer: "Tokenizer",
+    block_length: int,
+    pack_documents: bool,
+    first_document: int = 0,
 ) -> tuple[pa.Table, dict[str, int]]:
     """Turns documents into blocks.
 
@@ -111,16 +122,18 @@ def pack(
         tokenizer: without truncation and padding.
         block_length: the most tokens of a block, [CLS] and [SEP] included, though neither is part of it.
         pack_documents: whether a block may hold several documents.
+        first_document: number of the first of the documents; the others' follow.
 
     Returns:
-        A table with the column `token_ids`, list<int32>; and counts: `documents`, `empty` ones, `blocks`, `tokens`,
+        A table with the columns `token_ids`, list<int32>, and, without `pack_documents`, `document`, int64, the number
+        of the document that a block is of; and counts: `documents`, `empty` ones, `blocks`, `tokens`,
         `dropped_tokens`, and the tokens of the `longest` block.
     """
     limit = block_length - SPECIAL_TOKENS
     blank = _blank_between(tokenizer)
-    lengths, token_ids = [], [np.empty(0, np.int32)]
+    lengths, token_ids, numbers = [], [np.empty(0, np.int32)], []
     empty = dropped = 0
-    for document in documents:
+    for number, document in enumerate(documents, first_document):
         texts = sentences(document.plain_text())
         # A document's first sentence comes after a blank where it may follow another document.
         texts = [blank * (pack_documents or i > 0) + sentence for i, sentence in enumerate(texts)]
@@ -136,6 +149,7 @@ def pack(
         if pack_documents and lengths and lengths[-1] + blocks[0] <= limit:
             lengths[-1] += blocks.pop(0)
         lengths += blocks
+        numbers += [number] * len(blocks)
     values = np.concatenate(token_ids)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     counts = {
@@ -146,7 +160,10 @@ def pack(
         "dropped_tokens": dropped,
         "longest": max(lengths, default=0),
     }
-    return pa.table({COLUMN: pa.ListArray.from_arrays(offsets, values)}), counts
+    columns = {COLUMN: pa.ListArray.from_arrays(offsets, values)}
+    if not pack_documents:
+        columns[DOCUMENT] = pa.array(numbers, pa.int64())
+    return pa.table(columns), counts
 
 
 def _blank_between(tokenizer: "Tokenizer") -> str:
@@ -175,13 +192,13 @@ def write_description(directory: Path, files: Sequence[str], fingerprint: str, s
 
     Args:
         directory: holds the files.
-        files: their names, in order.
+        files: their names, in order, at least one; all have the same columns.
         fingerprint: identifies the contents.
         settings: how the blocks were made; kept in `prepare.json`.
     """
-    # `Sequence` is what releases of `datasets` before 4 call a list; later ones read it too.
-    column = {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "Sequence"}
-    info = {"citation": "", "description": "", "features": {COLUMN: column}, "homepage": "", "license": ""}
+    with pa.OSFile(str(directory / files[0])) as file, pa.ipc.open_stream(file) as stream:
+        features = {name: FEATURES[name] for name in stream.schema.names}
+    info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
     state = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": fingerprint,
@@ -202,6 +219,7 @@ class TokenBlocks:
     split `train` is read.
 
     Attributes:
+        directory: where they are.
         lengths: tokens of each block, int32 [N].
         settings: how `train.prepare` made the blocks, from `prepare.json`: `tokenizer`, `tokenizer_fingerprint`,
             `vocabulary_size`, `block_length` and more; empty for blocks of other making.
@@ -210,8 +228,11 @@ class TokenBlocks:
         InputError: if there is no such dataset, it has no such column, or it is empty.
     """
 
+    # What one item is, and how many texts are drawn of it.
+    unit, texts_per_item = "blocks", 1
+
     def __init__(self, directory: str | Path):
-        directory = Path(directory).expanduser()
+        self.directory = directory = Path(directory).expanduser()
         if not directory.is_dir():
             unfinished = partial_directory(directory).is_dir()
             raise InputError(
@@ -238,6 +259,7 @@ class TokenBlocks:
         self._first_rows = np.cumsum([0] + [len(chunk) for chunk in chunks]).tolist()
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
         self.settings = _read_settings(directory / DESCRIPTION)
+        self._documents = dataset.data.column(DOCUMENT) if DOCUMENT in dataset.column_names else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -255,6 +277,20 @@ class TokenBlocks:
         chunks = [ids[offsets[0] : offsets[-1]] for ids, offsets in zip(self._token_ids, self._offsets, strict=True)]
         chunks = [ids for ids in chunks if len(ids)] or [np.zeros(1, np.int32)]
         return min(int(ids.min()) for ids in chunks), max(int(ids.max()) for ids in chunks)
+
+    def documents(self) -> np.ndarray:
+        """The number of the document that each block is of, integers [N].
+
+        Raises:
+            InputError: if the directory does not tell.
+        """
+        column = self._documents
+        if column is None or not pa.types.is_integer(column.type) or column.null_count:
+            raise InputError(
+                f"{self.directory}: does not tell which blocks are of one document (no column {DOCUMENT!r} of whole "
+                "numbers); remove it and make it again with python -m train.prepare and --config.pack_documents=False"
+            )
+        return column.to_numpy()
 
     def draw(self, indices: np.ndarray, epochs: np.ndarray) -> list[np.ndarray]:
         """The texts to train on: the blocks themselves, in every pass the same.

@@ -1,8 +1,9 @@
 """Streaming readers of raw text: every source becomes a stream of documents.
 
-A source is a file (`.jsonl`, `.json` with one object a line, `.txt`, Wikipedia's `.xml`, each also `.gz`, `.bz2`
-or `.xz`; `.parquet`), a folder of such files, a saved Hugging Face dataset, or a dataset on the Hub (`NAME`,
-`NAME:CONFIG`, `NAME:CONFIG:SPLIT`). No reader holds more than one document, or one batch of rows, in memory.
+A source is a file (`.jsonl`, `.json` with one object a line, `.txt`, `.tsv` in the layouts of MS MARCO, Wikipedia's
+`.xml`, each also `.gz`, `.bz2` or `.xz`; `.parquet`), a folder of such files, a saved Hugging Face dataset, or a
+dataset on the Hub (`NAME`, `NAME:CONFIG`, `NAME:CONFIG:SPLIT`). No reader holds more than one document, or one batch of
+rows, in memory.
 """
 
 import bz2
@@ -227,6 +228,28 @@ def _read_plain_text(path: Path, text_field: str) -> Iterator[Document]:
         yield Document("\n".join(document), position)
 
 
+def _read_tab_separated(path: Path, text_field: str) -> Iterator[Document]:
+    """A document a line: `id TAB text`, `id TAB title TAB text` or `id TAB url TAB title TAB text`.
+
+    These are MS MARCO's passages, RocketQA's passages with titles and MS MARCO's documents. The title becomes a line
+    before the text; id and address are dropped.
+    """
+    del text_field  # the text is the last column
+    columns = 0
+    for number, line, position in _lines(path):
+        if not line:
+            continue
+        fields = line.split("\t")
+        columns = columns or len(fields)
+        if len(fields) != columns or not 2 <= columns <= 4:
+            expected = f"the {columns} of the first line" if 2 <= columns <= 4 else "id, (address,) (title,) text"
+            raise InputError(
+                f"{path}:{number}: {len(fields)} columns between tabs where {expected} are expected; mend the line (a "
+                "text must not hold tabs)"
+            )
+        yield Document("\n".join(field for field in fields[1:][-2:] if field.strip()), position)
+
+
 def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
     size = path.stat().st_size
     rows = 0
@@ -419,6 +442,7 @@ READERS = {
     ".jsonl": _read_json_lines,
     ".json": _read_json_lines,
     ".txt": _read_plain_text,
+    ".tsv": _read_tab_separated,
     ".xml": _read_wikipedia,
     ".parquet": _read_parquet,
 }

@@ -17,6 +17,8 @@ from retromae_jax.rows import Rows
 class CoCondenser(Condenser):
     """The objective; samples 2i and 2i + 1 are two spans of one document. Arguments as for `Condenser`."""
 
+    PAIRS_OF_SPANS = True
+
     def losses(
         self, model: Model, inputs: MaskedTexts, limit: int, whole: dict[str, jax.Array], dropout: Dropout | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

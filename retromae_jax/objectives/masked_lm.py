@@ -50,6 +50,8 @@ class MaskedLM:
 
     # The keys of a recipe's config that the objective takes as arguments.
     SETTINGS = ("encoder_mask_probability",)
+    # Whether samples 2i and 2i + 1 are two spans of one document; else each is a text of its own.
+    PAIRS_OF_SPANS = False
 
     def __init__(
         self,

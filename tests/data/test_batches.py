@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
+from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length, text_numbers
 
 
 def test_each_pass_has_every_item_once_across_batch_boundaries():
@@ -33,6 +33,13 @@ def test_a_batch_may_be_larger_than_the_data():
 )
 def test_number_of_steps(arguments, steps):
     assert number_of_steps(*arguments) == steps
+
+
+def test_texts_of_an_item_are_numbered_behind_each_other():
+    samples = BatchOrder(size=10, batch_size=3, seed=0).samples(1)
+    np.testing.assert_array_equal(text_numbers(samples, 1), samples)
+    assert text_numbers(samples, 2).tolist() == [6, 7, 8, 9, 10, 11]
+    assert text_numbers(samples, 2).dtype == samples.dtype
 
 
 @pytest.mark.parametrize("longest, length", [(1, 64), (64, 64), (65, 128), (500, 512), (512, 512)])

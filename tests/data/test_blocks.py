@@ -126,6 +126,14 @@ def test_pack_joins_short_documents(tokenizer):
     assert blocks_of(texts, tokenizer, 8, True) == ["a b . c d .", "e .", "a b . c d .", "e f . g ."]
 
 
+def test_pack_tells_the_documents_of_blocks_that_hold_one_each(tokenizer):
+    documents = [Document(text, 0) for text in ("A b. C d. E f. G.", "", "A.")]
+    table, _ = pack(documents, tokenizer, 8, False, first_document=5)
+    assert table.schema.field("document").type == pa.int64()
+    assert table.column("document").to_pylist() == [5, 5, 7]
+    assert pack(documents, tokenizer, 8, True)[0].column_names == ["token_ids"]
+
+
 def test_pack_cuts_long_sentences(tokenizer):
     assert blocks_of(["a b c d e f g h a b c. D."], tokenizer, 7, False) == ["a b c d e", "f g h a b", "c . d ."]
 

@@ -114,6 +114,38 @@ def test_broken_utf8_in_plain_text_names_the_line(tmp_path):
     assert error_of(path).startswith(f"{path}:3: byte 4 of the line is not UTF-8")
 
 
+# Tab-separated values.
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        ('7\tOne, "two".\r\n\n8\t\n9\tThree', ['One, "two".', "", "Three"]),  # MS MARCO's passages
+        ("7\tTitle\tText.\n8\t\tNo title\n", ["Title\nText.", "No title"]),  # RocketQA's passages
+        ("D7\thttp://x\tTitle\tBody.\nD8\thttp://y\tTitle\t \n", ["Title\nBody.", "Title"]),  # MS MARCO's documents
+    ],
+)
+def test_tab_separated(tmp_path, lines, texts):
+    assert read(write(tmp_path / "a.tsv", lines)) == texts
+    assert read(write(tmp_path / "a.tsv.gz", gzip.compress(lines.encode()))) == texts
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("7\tgood\n8\tbad\ttab\n", "2: 3 columns between tabs where the 2 of the first line are expected"),
+        ("7\tTitle\tgood\n8\n", "2: 1 columns between tabs where the 3 of the first line are expected"),
+        ("no id\n", "1: 1 columns between tabs where id, (address,) (title,) text are expected"),
+        ("1\t2\t3\t4\t5\n", "1: 5 columns between tabs where id, (address,) (title,) text are expected"),
+    ],
+)
+def test_broken_tab_separated_line(tmp_path, lines, reason):
+    path = write(tmp_path / "a.tsv", lines)
+    message = error_of(path)
+    assert message.startswith(f"{path}:{reason}")
+    assert "mend the line" in message
+
+
 # Parquet.
 
 

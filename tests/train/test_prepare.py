@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -87,9 +89,14 @@ def error_of(config: ConfigDict) -> str:
     return str(caught.value)
 
 
-def words_of(config: ConfigDict) -> list[str]:
+def documents_of(config: ConfigDict) -> list[list[str]]:
+    """The words of each document."""
     lines = [line for source in config.sources for line in Path(source).read_text().splitlines()]
-    return [word for line in lines for word in json.loads(line)["text"].lower().replace(".", " .").split()]
+    return [json.loads(line)["text"].lower().replace(".", " .").split() for line in lines]
+
+
+def words_of(config: ConfigDict) -> list[str]:
+    return [word for words in documents_of(config) for word in words]
 
 
 def test_blocks_hold_the_text(config, capfd):
@@ -116,6 +123,18 @@ def test_blocks_hold_the_text(config, capfd):
     shown = capfd.readouterr().err
     assert f"60         4               {len(blocks)}" in shown
     assert config.data in shown
+
+
+def test_blocks_tell_their_documents(config):
+    prepare(config)
+    blocks = TokenBlocks(config.data)
+    documents = blocks.documents()
+    for number, words in enumerate(documents_of(config)):
+        here = np.flatnonzero(documents == number)
+        assert [WORDS[token] for block in here.tolist() for token in blocks[block]] == words
+    assert datasets.load_from_disk(config.data)["document"][:] == documents.tolist()
+    with pytest.raises(InputError, match="does not tell which blocks are of one document"):
+        TokenBlocks(prepared_elsewhere(config, pack_documents=True)).documents()
 
 
 def test_the_tokenizer_is_the_one_training_finds(config, tokenizer_directory):
@@ -227,6 +246,17 @@ def test_text_that_changed_in_between_is_made_again(config, monkeypatch):
     lines = Path(config.sources[0]).read_text().splitlines(keepends=True)
     Path(config.sources[0]).write_text("".join(lines[5:10]))
     Path(config.sources[1]).write_text("")
+    prepare(config)
+    assert contents(config.data) == contents(prepared_elsewhere(config))
+
+
+def test_documents_are_numbered_anew_when_there_is_one_more_before_them(config, monkeypatch):
+    kill_half_way(config, monkeypatch)
+    source = Path(config.sources[0])
+    first, *rest = source.read_text().splitlines(keepends=True)
+    # Two where one was, of the same size: the parts after the first hold the same documents as before.
+    parts = json.loads(first)["text"].split(" ", 1)
+    source.write_text("".join([*(json.dumps({"text": part}) + "\n" for part in parts), *rest]))
     prepare(config)
     assert contents(config.data) == contents(prepared_elsewhere(config))
 

@@ -2,13 +2,24 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from configs import demo, demo_finetune, msmarco, wiki
+from configs import (
+    cocondenser,
+    condenser,
+    demo,
+    demo_finetune,
+    dupmae,
+    masked_lm,
+    msmarco,
+    msmarco_pretrain,
+    wiki,
+)
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.encoder import Encoder
@@ -18,9 +29,18 @@ from train import demo_data
 from train.export import export
 from train.finetune import finetune
 from train.prepare import prepare
-from train.pretrain import pretrain
+from train.pretrain import _open_source, pretrain
 
-RECIPES = {"wiki": wiki, "demo": demo, "msmarco": msmarco, "demo_finetune": demo_finetune}
+# Pretraining recipes, and what a plain encoder lacks of their models.
+PRETRAINING = {
+    wiki: "decoder, head",
+    msmarco_pretrain: "decoder, head",
+    dupmae: "decoder, head",
+    masked_lm: "head",
+    condenser: "condenser_head, head",
+    cocondenser: "condenser_head, head",
+}
+RECIPES = {recipe.__name__.split(".")[-1]: recipe for recipe in (*PRETRAINING, demo, msmarco, demo_finetune)}
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +86,41 @@ def pretrained(directory):
     return directory / "pretrained"
 
 
-def test_a_resumed_pretraining_equals_one_that_never_stopped(pretrained, tmp_path):
-    expected = parameters_of(pretrained, step=6)
-    resumed = tmp_path / "resumed"
-    shutil.copytree(pretrained, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "6")
-    pretrain(tiny("wiki", workdir=str(resumed)))
-    found = parameters_of(resumed, step=6)
+def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert metrics_of(resumed) == metrics_of(pretrained)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if RECIPES[recipe] in PRETRAINING])
+def test_every_pretraining_resumes_exports_and_continues(recipe, tmp_path):
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    text = Path("build/demo/text.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "text.jsonl").write_text("".join(text[:300]), encoding="utf-8")
+    config = tiny(recipe, workdir=str(run), data=str(tmp_path / "blocks"), workers=1)
+    config.update(sources=(str(tmp_path / "text.jsonl"),), num_steps=2)
+    config.update(log_every=1, evaluate_every=2, checkpoint_every=1)
+    prepare(config)
+    pretrain(config)
+    expected, log = parameters_of(run, step=2), metrics_of(run)
+    assert log[-1]["held_out/loss"] < log[0]["held_out/loss"]
+
+    # Resumed, it equals the run that never stopped.
+    shutil.rmtree(run / "checkpoints" / "2")
+    pretrain(config)
+    assert_same(parameters_of(run, step=2), expected)
+    assert metrics_of(run) == log
+
+    # Pretraining that starts from its export has all of it, decoder and heads included.
+    export(str(run), exported)
+    loaded, report = _open_source(str(exported)).parameters(expected)
+    assert_same(loaded, expected)
+    assert str(report) == f"loaded {len(expected)} tensors"
+
+    # Of an encoder that is no more than that, the rest starts fresh.
+    shutil.rmtree(exported / "masked_lm")
+    _, report = _open_source(str(exported)).parameters(expected)
+    assert f"start fresh: {PRETRAINING[RECIPES[recipe]]}" in str(report)
 
 
 def test_pretraining_logs_what_the_user_looks_for(pretrained):
@@ -122,6 +166,14 @@ def test_blocks_of_other_making_with_ids_beyond_the_vocabulary_are_refused(tmp_p
     Dataset.from_dict({"token_ids": [[5, 6, 40000]] * 40}).save_to_disk(tmp_path / "blocks")
     with pytest.raises(InputError, match="holds token ids from 5 to 40000"):
         pretrain(tiny("wiki", data=str(tmp_path / "blocks"), workdir=str(tmp_path / "never")))
+
+
+def test_cocondenser_wants_documents(pretrained, tmp_path):
+    with pytest.raises(InputError, match=r"does not tell which blocks .* make it again .*pack_documents=False"):
+        pretrain(tiny("cocondenser", data="data/wiki_tiny", workdir=str(tmp_path / "never")))
+    Dataset.from_dict({"token_ids": [[5] * 20] * 15, "document": range(15)}).save_to_disk(tmp_path / "few")
+    with pytest.raises(InputError, match="has 15 documents; validation_blocks 8 and batch_size 8 need at least 16"):
+        pretrain(tiny("cocondenser", data=str(tmp_path / "few"), workdir=str(tmp_path / "never")))
 
 
 def test_other_settings_in_the_same_directory_are_refused(pretrained):
@@ -187,12 +239,7 @@ def test_runs_from_before_there_were_model_types_are_berts(pretrained, tmp_path)
     assert open_model(str(tmp_path)).config == open_model(str(pretrained)).config
 
 
-def test_pretraining_continues_from_its_export(pretrained, tmp_path):
+def test_only_runs_are_exported(pretrained, tmp_path):
     export(str(pretrained), tmp_path / "exported")
-    expected = parameters_of(pretrained)
-    loaded, report = open_model(str(tmp_path / "exported" / "masked_lm")).parameters(expected)
-    assert not report.fresh and not report.left_over
-    for name, value in expected.items():
-        np.testing.assert_array_equal(loaded[name], value, err_msg=name)
     with pytest.raises(InputError, match="is not the directory of a training run"):
         export(str(tmp_path / "exported"), tmp_path / "again")
