@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from retromae_jax import parallel, random_bits
-from retromae_jax.linear import product
+from retromae_jax.linear import materialized, product
 from retromae_jax.random_bits import Dropout
 
 # Scores of so many elements, 16 MB, stay in a CPU's cache and in a TPU core's vector memory.
@@ -53,7 +53,7 @@ def attention(
     local = parallel.per_device(
         lambda *arguments: (_attention(rate, *arguments),), batched=(True,) * 6, summed=(False,)
     )
-    heads_first = [jnp.swapaxes(x, 1, 2) for x in (queries_BxLxHxK, keys_BxMxHxK, values_BxMxHxK)]
+    heads_first = [_swapped(x, 1, 2) for x in (queries_BxLxHxK, keys_BxMxHxK, values_BxMxHxK)]
     return jnp.swapaxes(local(*heads_first, visible, seeds_BxHxL, key_positions_BxM)[0], 1, 2)
 
 
@@ -86,6 +86,13 @@ def _by_chunks(function, inputs):
     chunked = [x.reshape(batch // rows, rows, *x.shape[1:]) for x in inputs]
     results = jax.lax.map(lambda chunk: function(*chunk), chunked)
     return tuple(x.reshape(batch, *x.shape[2:]) for x in results)
+
+
+def _swapped(x, *axes):
+    """The array with two axes swapped, in the layout that products are fastest with."""
+    swapped = jnp.swapaxes(x, *axes)
+    # Not bfloat16: of these products of it, JAX 0.10.2's compiler for CPUs makes some that it cannot run.
+    return materialized(swapped) if x.dtype == jnp.float32 else swapped
 
 
 def _scores(queries_BxHxLxK, keys_BxHxMxK, visible):
@@ -137,8 +144,12 @@ def _attend_backward(
     d_scores_BxHxLxM = jnp.where(visible[:, None], d_scores_BxHxLxM, 0).astype(queries_BxHxLxK.dtype)
     dropped_BxHxLxM = dropped_BxHxLxM.astype(values_BxHxMxK.dtype)
     scale = jnp.float32(1 / math.sqrt(queries_BxHxLxK.shape[-1]))
+    # With the small operands transposed instead of the scores.
+    queries_BxHxKxL, d_mixed_BxHxKxL = (_swapped(x, 2, 3) for x in (queries_BxHxLxK, d_mixed_BxHxLxK))
+    d_keys_BxHxKxM = product("BHKL,BHLM->BHKM", queries_BxHxKxL, d_scores_BxHxLxM) * scale
+    d_values_BxHxKxM = product("BHKL,BHLM->BHKM", d_mixed_BxHxKxL, dropped_BxHxLxM)
     return (
         (product("BHLM,BHMK->BHLK", d_scores_BxHxLxM, keys_BxHxMxK) * scale).astype(queries_BxHxLxK.dtype),
-        (product("BHLM,BHLK->BHMK", d_scores_BxHxLxM, queries_BxHxLxK) * scale).astype(keys_BxHxMxK.dtype),
-        product("BHLM,BHLK->BHMK", dropped_BxHxLxM, d_mixed_BxHxLxK).astype(values_BxHxMxK.dtype),
+        jnp.swapaxes(d_keys_BxHxKxM, 2, 3).astype(keys_BxHxMxK.dtype),
+        jnp.swapaxes(d_values_BxHxKxM, 2, 3).astype(values_BxHxMxK.dtype),
     )
