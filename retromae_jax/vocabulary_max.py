@@ -96,7 +96,9 @@ def _backward(texts, residuals, d_highest_RxTxV):
     chunks = (_chunks(table_VxD, jnp.zeros(words)), split(d_highest_RxTxV), split(at_RxTxV))
     d_hidden_RxLxD, d_table = jax.lax.scan(body, start, chunks)
     d_table_VxD = d_table.reshape(-1, d_table.shape[-1])[:words]
-    return d_hidden_RxLxD.astype(hidden_RxLxD.dtype), None, None, d_table_VxD, jnp.sum(d_highest_RxTxV, axis=(0, 1))
+    # Texts without counted tokens have the constant, which no bias is part of.
+    d_bias_V = jnp.sum(jnp.where(at_RxTxV < len(index_L), d_highest_RxTxV, 0), axis=(0, 1))
+    return d_hidden_RxLxD.astype(hidden_RxLxD.dtype), None, None, d_table_VxD, d_bias_V
 
 
 _highest.defvjp(_forward, _backward)
