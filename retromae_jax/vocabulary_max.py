@@ -72,11 +72,11 @@ def _forward(texts, hidden_RxLxD, text_RxL, counted_RxL, table_VxD, bias_V):
 
     highest, at = jax.lax.map(of_chunk, _chunks(table_VxD, bias_V))
     join = functools.partial(_join, rows=rows, words=len(bias_V))
-    return join(highest), (hidden_RxLxD, text_RxL, counted_RxL, table_VxD, join(at))
+    return join(highest), (hidden_RxLxD, text_RxL, table_VxD, join(at))
 
 
 def _backward(texts, residuals, d_highest_RxTxV):
-    hidden_RxLxD, text_RxL, counted_RxL, table_VxD, at_RxTxV = residuals
+    hidden_RxLxD, text_RxL, table_VxD, at_RxTxV = residuals
     words = len(table_VxD)
     index_L = jnp.arange(hidden_RxLxD.shape[1], dtype=jnp.int32)
 
@@ -87,7 +87,7 @@ def _backward(texts, residuals, d_highest_RxTxV):
 
     def body(d_hidden_RxLxD, chunk):
         (table_CxD, _), d_highest_RxTxC, at_RxTxC = chunk
-        is_highest_RxLxC = (take(at_RxTxC, text_RxL) == index_L[:, None]) & counted_RxL[:, :, None]
+        is_highest_RxLxC = take(at_RxTxC, text_RxL) == index_L[:, None]
         d_logits_RxLxC = jnp.where(is_highest_RxLxC, take(d_highest_RxTxC, text_RxL), 0).astype(hidden_RxLxD.dtype)
         d_hidden_RxLxD += _product("RLC,CD->RLD", d_logits_RxLxC, table_CxD.astype(hidden_RxLxD.dtype))
         return d_hidden_RxLxD, _product("RLC,RLD->CD", d_logits_RxLxC, hidden_RxLxD)

@@ -85,6 +85,15 @@ class Step(NamedTuple):
         return measured, {name: np.asarray(state.parameters[name]) - value for name, value in self.weights.items()}
 
 
+def equations(program):
+    """All equations of a traced program, those of its loops and functions included."""
+    for equation in program.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
 @contextlib.contextmanager
 def compilations():
     """A list that grows by the name of each program that is compiled, such as `jit(step)`."""

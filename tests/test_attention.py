@@ -11,6 +11,7 @@ import pytest
 from retromae_jax import attention as module
 from retromae_jax import parallel, random_bits
 from retromae_jax.attention import attention
+from tests.small import equations
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 8, 5, 7, 2, 4
 
@@ -86,15 +87,23 @@ def test_queries_that_may_look_at_nothing_get_the_mean_of_the_values():
     assert not np.any(d_queries[-1]) and not np.any(d_keys[-1]) and np.any(d_queries[1])
 
 
-def test_bfloat16_is_close_and_large_scores_stay_finite():
-    inputs = problem(dtype=jnp.bfloat16)
-    found = result_and_gradients(attention, visibility(per_query=True), 0.3, *inputs)
-    expected = result_and_gradients(
-        plain, visibility(per_query=True), 0.3, *(array.astype(jnp.float32) for array in inputs)
-    )
+def test_bfloat16_is_close():
+    visible, inputs = visibility(per_query=True), problem(dtype=jnp.bfloat16)
+    found = result_and_gradients(attention, visible, 0.3, *inputs)
+    expected = result_and_gradients(plain, visible, 0.3, *(array.astype(jnp.float32) for array in inputs))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.bfloat16
-        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * float(jnp.max(jnp.abs(b))))
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=0.02 * float(jnp.max(jnp.abs(b))))
+    # Products are summed in float32. (Compilers for CPUs would do so anyway.)
+    traced = jax.make_jaxpr(functools.partial(result_and_gradients, attention, visible, 0.3))(*inputs)
+    products = [equation for equation in equations(traced) if equation.primitive.name == "dot_general"]
+    assert len(products) == 7
+    for product in products:
+        assert {variable.aval.dtype for variable in product.invars} == {jnp.dtype(jnp.bfloat16)}
+        assert product.outvars[0].aval.dtype == jnp.float32
+
+
+def test_large_scores_stay_finite():
     queries, keys, values, weights = problem()
     for array in result_and_gradients(attention, visibility(True), 0.3, queries * 100, keys * 100, values, weights):
         assert np.all(np.isfinite(array))

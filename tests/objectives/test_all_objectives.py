@@ -5,6 +5,8 @@ neither losses nor gradients; devices exchange nothing but gradients and sentenc
 """
 
 import functools
+import itertools
+import math
 import re
 
 import jax
@@ -20,7 +22,7 @@ from retromae_jax.objectives.prediction import IGNORED
 from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.rows import Rows
 from retromae_jax.training import evaluation_step
-from tests.small import Step, assert_same, objective_of, weights_of
+from tests.small import Step, assert_same, equations, objective_of, weights_of
 from tests.texts import FIRST_CONTINUATION, filled, random_texts, token_counts
 
 TEXTS, ROWS, LENGTH = 64, 32, 64
@@ -97,13 +99,17 @@ def test_a_batch_in_parts_over_devices_trains_as_in_one(name, devices, parts):
 
 
 def assert_only_gradients_and_sentences_are_exchanged(step):
-    """Nothing that devices exchange is as large as one number for each token of the batch."""
+    """No row changes devices, and nothing that is gathered or summed is as large as a number for each token."""
     program = step.function.as_text()
     assert "rng" not in program  # random bits come from hashes: XLA's generator makes them for the whole batch
     kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
-    exchanged = re.findall(rf"= (.*) (?:{kinds})(?:-start)?\(", program)
-    sizes = [np.prod(np.array(shape.split(","), int)) for shape in re.findall(r"\[([\d,]+)\]", " ".join(exchanged))]
-    assert (len(exchanged) > 0) == (step.mesh.size > 1)
+    exchanges = re.findall(rf"= (.*) ({kinds})(?:-start)?\(", program)
+    assert {kind for _, kind in exchanges} <= {"all-reduce", "all-gather"}
+    # No device's loop waits for those of others to end.
+    assert not any("pred" in results for results, kind in exchanges if kind == "all-reduce")
+    assert (len(exchanges) > 0) == (step.mesh.size > 1)
+    shapes = [re.findall(r"\[([\d,]+)\]", results) for results, _ in exchanges]
+    sizes = [math.prod(map(int, shape.split(","))) for shape in itertools.chain(*shapes)]
     assert max(value.size for value in step.weights.values()) < ROWS * LENGTH  # or gradients would be too large
     assert max(sizes, default=0) < ROWS * LENGTH
 
@@ -144,7 +150,7 @@ def test_bfloat16_is_for_states_and_products_only(name):
         assert error < 0.1 * size + 0.001 * whole, key
 
     products = []
-    for equation in equations(jax.make_jaxpr(step.function)(step.state(), batch).jaxpr):
+    for equation in equations(jax.make_jaxpr(step.function)(step.state(), batch)):
         dtypes = {variable.aval.dtype for variable in equation.invars if hasattr(variable, "aval")}
         if equation.primitive.name == "dot_general":
             products.append(dtypes)
@@ -153,15 +159,6 @@ def test_bfloat16_is_for_states_and_products_only(name):
     # Scores of spans, and their gradient by either of the factors.
     assert products.count({jnp.dtype(jnp.float32)}) == (3 if name == "cocondenser" else 0)
     assert len(products) > 30
-
-
-def equations(program):
-    """All equations of a traced program, those of its loops and functions included."""
-    for equation in program.eqns:
-        yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            if hasattr(inner, "eqns"):
-                yield from equations(getattr(inner, "jaxpr", inner))
 
 
 # Texts without a token, with one, with one word that is too long to mask, and as long as a row.
