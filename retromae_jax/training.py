@@ -87,8 +87,9 @@ def pretraining_step(
                 def add_part(sums, part):
                     return jax.tree.map(jnp.add, sums, gradient(state.parameters, *part)), None
 
-                first, rest = (jax.tree.map(lambda x, at=at: x[at], (split, whole)) for at in (0, slice(1, None)))
-                (gradients, metrics), _ = jax.lax.scan(add_part, gradient(state.parameters, *first), rest)
+                first = jax.tree.map(lambda x: x[0], (split, whole))
+                zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.parameters, *first))
+                (gradients, metrics), _ = jax.lax.scan(add_part, zeros, (split, whole))
         return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)

@@ -73,11 +73,11 @@ def _forward(texts, hidden_RxLxD, text_RxL, counted_RxL, table_VxD, bias_V):
 
     highest, at = jax.lax.map(of_chunk, _chunks(table_VxD, bias_V))
     join = functools.partial(_join, rows=rows, words=len(bias_V))
-    return join(highest), (hidden_RxLxD, text_RxL, counted_RxL, table_VxD, join(at))
+    return join(highest), (hidden_RxLxD, text_RxL, table_VxD, join(at))
 
 
 def _backward(texts, residuals, d_highest_RxTxV):
-    hidden_RxLxD, text_RxL, counted_RxL, table_VxD, at_RxTxV = residuals
+    hidden_RxLxD, text_RxL, table_VxD, at_RxTxV = residuals
     words = len(table_VxD)
     index_L = jnp.arange(hidden_RxLxD.shape[1], dtype=jnp.int32)
 
@@ -88,7 +88,7 @@ def _backward(texts, residuals, d_highest_RxTxV):
 
     def body(d_hidden_RxLxD, chunk):
         (table_CxD, _), d_highest_RxTxC, at_RxTxC = chunk
-        is_highest_RxLxC = (take(at_RxTxC, text_RxL) == index_L[:, None]) & counted_RxL[:, :, None]
+        is_highest_RxLxC = take(at_RxTxC, text_RxL) == index_L[:, None]
         d_logits_RxLxC = jnp.where(is_highest_RxLxC, take(d_highest_RxTxC, text_RxL), 0).astype(hidden_RxLxD.dtype)
         d_hidden_RxLxD += product("RLC,CD->RLD", d_logits_RxLxC, table_CxD.astype(hidden_RxLxD.dtype))
         return d_hidden_RxLxD, product("RLC,RLD->CD", d_logits_RxLxC, hidden_RxLxD)
@@ -97,7 +97,9 @@ def _backward(texts, residuals, d_highest_RxTxV):
     chunks = (_chunks(table_VxD, jnp.zeros(words)), split(d_highest_RxTxV), split(at_RxTxV))
     d_hidden_RxLxD, d_table = jax.lax.scan(body, start, chunks)
     d_table_VxD = d_table.reshape(-1, d_table.shape[-1])[:words]
-    return d_hidden_RxLxD.astype(hidden_RxLxD.dtype), None, None, d_table_VxD, jnp.sum(d_highest_RxTxV, axis=(0, 1))
+    # Texts without counted tokens have the constant, which no bias is part of.
+    d_bias_V = jnp.sum(jnp.where(at_RxTxV < len(index_L), d_highest_RxTxV, 0), axis=(0, 1))
+    return d_hidden_RxLxD.astype(hidden_RxLxD.dtype), None, None, d_table_VxD, d_bias_V
 
 
 _highest.defvjp(_forward, _backward)

@@ -8,12 +8,13 @@ from retromae_jax import cross_entropy, parallel
 from retromae_jax.cross_entropy import linear_cross_entropy
 
 
-def problem(batch=8, positions=11, width=16, vocabulary=97):
+def problem(batch=8, positions=11, width=16, vocabulary=97, counted=0.7):
     keys = jax.random.split(jax.random.key(0), 5)
     return (
         jax.random.normal(keys[0], (batch, positions, width)),
         jax.random.randint(keys[1], (batch, positions), 0, vocabulary),
-        jax.random.uniform(keys[2], (batch, positions)) * (jax.random.uniform(keys[2], (batch, positions)) > 0.3),
+        jax.random.uniform(keys[2], (batch, positions))
+        * (jax.random.uniform(keys[2], (batch, positions)) > 1 - counted),
         jax.random.normal(keys[3], (vocabulary, width)),
         jax.random.normal(keys[4], (vocabulary,)),
     )
@@ -24,10 +25,11 @@ def plain(hidden, labels, weights, table, bias):
     return jnp.sum(losses * weights)
 
 
-@pytest.mark.parametrize("smallest_chunk", [8, 24, 1000])
-def test_value_and_gradients_equal_the_plain_computation(monkeypatch, smallest_chunk):
+# Some, all and none of the positions count; all of them leave the last chunk of 24 padded.
+@pytest.mark.parametrize("smallest_chunk, counted", [(8, 0.7), (24, 0.7), (1000, 0.7), (24, 1.0), (24, 0.0)])
+def test_value_and_gradients_equal_the_plain_computation(monkeypatch, smallest_chunk, counted):
     monkeypatch.setattr(cross_entropy, "SMALLEST_CHUNK", smallest_chunk)
-    hidden, labels, weights, table, bias = problem()
+    hidden, labels, weights, table, bias = problem(counted=counted)
 
     def fused(hidden, table, bias):
         return 3.0 * linear_cross_entropy(hidden, labels, weights, table, bias)[0]

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from retromae_jax.data.packing import Layout, fill
 from retromae_jax.masking import CONTINUATION, SPECIAL, WORD_START, Vocabulary
 from retromae_jax.rows import Rows
 
 # A vocabulary of 60: [PAD], [CLS], [SEP], [MASK], 36 beginnings of words, 20 continuations.
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
+FIRST_CONTINUATION = 40
 KINDS = np.full(60, WORD_START, np.int8)
 KINDS[:3], KINDS[40:] = SPECIAL, CONTINUATION
 VOCABULARY = Vocabulary(KINDS, MASK)
@@ -28,3 +30,14 @@ def random_texts(count, lengths=(4, 14), seed=0):
     """Token ids without [CLS] and [SEP] of texts whose rows would have from lengths[0] to lengths[1] tokens."""
     generator = np.random.default_rng(seed)
     return [generator.integers(4, 60, generator.integers(lengths[0], lengths[1] + 1) - 2) for _ in range(count)]
+
+
+def token_counts(texts):
+    """Tokens of each text, [CLS] and [SEP] included."""
+    return np.array([len(text) + 2 for text in texts])
+
+
+def filled(layout: Layout, texts, samples=None):
+    """All rows of a batch with this layout; by default the texts are the first samples of a run."""
+    samples = np.arange(len(texts)) if samples is None else samples
+    return fill(layout, texts, samples, slice(0, layout.rows), CLS, SEP, PAD)

@@ -1,7 +1,10 @@
+import jax
 import numpy as np
 import pytest
 
-from retromae_jax.data.packing import MOST_TEXTS, fill, one_text_a_row, packed
+from retromae_jax import parallel
+from retromae_jax.data.batches import BatchOrder
+from retromae_jax.data.packing import MOST_TEXTS, RowMaker, fill, one_text_a_row, packed
 
 
 def texts_of(tokens, seed=0):
@@ -62,3 +65,31 @@ def test_processes_make_parts_of_one_batch_and_read_no_other_texts():
         part = fill(layout, readable, samples, own, **ids)
         for name, array in part.items():
             np.testing.assert_array_equal(array, whole[name][own])
+
+
+@pytest.mark.parametrize("share_rows", [False, True])
+def test_hosts_read_every_text_once_in_each_pass(monkeypatch, share_rows):
+    """Though batches span passes, and rows are dealt to hosts."""
+    texts = [np.full(length, 100 + text) for text, length in enumerate(np.random.default_rng(0).integers(1, 30, 44))]
+    maker = RowMaker(32, share_rows, 2, batch_size=16, row_multiple=4, cls_id=1, sep_id=2, pad_id=0)
+    order = BatchOrder(len(texts), batch_size=16, seed=0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    passes = 4
+    read = {host: [] for host in range(2)}
+    for step in range(passes * len(texts) // 16):
+        batch = [texts[index] for index in order.indices(step)]
+        layout = maker.layout(batch)
+        for host, found in read.items():
+            monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+            own = parallel.local_rows(layout.rows)
+            rows = maker.rows(layout, batch, order.samples(step), own)
+            assert len(rows["token_ids"]) == layout.rows // 2
+            for ids, lengths, samples in zip(*rows.values(), strict=True):
+                for length, end, sample in zip(lengths, np.cumsum(lengths), samples, strict=True):
+                    if length:
+                        text = ids[end - length : end]
+                        assert text[0] == 1 and text[-1] == 2 and len(set(text[1:-1])) == 1
+                        assert length == len(texts[text[1] - 100]) + 2
+                        found.append((int(sample) // len(texts), int(text[1]) - 100))
+    assert sorted(read[0] + read[1]) == [(number, text) for number in range(passes) for text in range(len(texts))]
+    assert all(read.values())

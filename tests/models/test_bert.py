@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from retromae_jax.models import parameters
 from retromae_jax.models.bert import Bert, BertConfig
 from retromae_jax.objectives import contrastive
 from retromae_jax.objectives.retromae import RetroMAE
+from retromae_jax.rows import take
+from tests.small import CONFIG, assert_same
 from tests.texts import rows
 
 
@@ -88,6 +91,42 @@ def test_bfloat16_stays_close_to_float32():
         states.append(np.asarray(hidden, np.float32))
     cosines = np.sum(states[0] * states[1], axis=-1) / np.prod(np.linalg.norm(states, axis=-1), axis=0)
     assert np.min(cosines) > 0.9999
+
+
+# One text a row, and three or two.
+@pytest.mark.parametrize("lengths", [[[12], [9]], [[4, 5, 3], [6, 2, 0]]])
+def test_the_last_layer_at_some_positions_equals_the_whole_layer_there(lengths):
+    """With dropout: a position draws the same numbers wherever it stands among those chosen."""
+    texts, at = rows(np.arange(24).reshape(2, 12), lengths), jnp.array([[0, 7, 7, 3, 11], [2, 0, 8, 1, 5]])
+
+    def states(weights, at):
+        return parameters.bind(graph, weights).hidden_states(texts, texts.dropout(), at)
+
+    graph, _ = parameters.structure(lambda rngs: Bert(CONFIG, jnp.float32, rngs))
+    weights = parameters.initialize(lambda rngs: Bert(CONFIG, jnp.float32, rngs), seed=0)
+    whole, some = jax.jit(states)(weights, None), jax.jit(states)(weights, at)
+    assert some[-1].shape == (2, 5, CONFIG.hidden_size)
+    np.testing.assert_allclose(some[-1], take(whole[-1], at), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(some[-2], whole[-2], rtol=1e-5, atol=1e-6)
+
+
+def test_remat_keeps_less_for_the_same_gradients():
+    """Layers that are computed again draw the same dropout again."""
+    texts = rows(np.random.default_rng(0).integers(4, 60, (16, 32)))
+    weights = parameters.initialize(lambda rngs: Bert(CONFIG, jnp.float32, rngs), seed=0)
+    gradients, kept = {}, {}
+    for remat in (False, True):
+        graph, _ = parameters.structure(lambda rngs, remat=remat: Bert(CONFIG, jnp.float32, rngs, remat))
+
+        def loss(weights, graph=graph):
+            return jnp.mean(parameters.bind(graph, weights)(texts, texts.dropout()) ** 3)
+
+        gradients[remat] = jax.jit(jax.grad(loss))(weights)
+        # What the forward pass leaves for the backward pass. Compilers for CPUs undo some of the saving.
+        residuals = jax.eval_shape(lambda weights, loss=loss: jax.vjp(loss, weights)[1], weights)
+        kept[remat] = sum(residual.size for residual in jax.tree.leaves(residuals))
+    assert_same(gradients[True], gradients[False], tolerance=1e-6)
+    assert kept[True] < 0.3 * kept[False]
 
 
 def test_what_a_config_leaves_out_is_hugging_faces_default():

@@ -25,6 +25,7 @@ from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.retrieval.encode import encode_texts
+from tests.small import compilations
 from train import demo_data
 from train.export import export
 from train.finetune import finetune
@@ -76,14 +77,30 @@ def metrics_of(run_directory):
 
 
 @pytest.fixture(scope="module")
-def pretrained(directory):
+def compiled_programs():
+    """Names of the programs that the run of `pretrained` compiled."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def pretrained(directory, compiled_programs):
     """The directory of a finished tiny pretraining run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         config = tiny("wiki", workdir="pretrained", workers=1)
         prepare(config)
-        pretrain(config)
+        with compilations() as names:
+            pretrain(config)
+    compiled_programs += names
     return directory / "pretrained"
+
+
+def test_steps_and_measurements_are_compiled_once(pretrained, compiled_programs):
+    """Batches have one shape here, and a state that a step made enters the next as the first one did."""
+    assert [name for name in compiled_programs if name in ("jit(step)", "jit(evaluate)")] == [
+        "jit(evaluate)",
+        "jit(step)",
+    ]
 
 
 def assert_same(found, expected):

@@ -1,0 +1,130 @@
+"""Attention and its own backward pass against the plain formula, differentiated by JAX."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retromae_jax import attention as module
+from retromae_jax import parallel, random_bits
+from retromae_jax.attention import attention
+from tests.small import equations
+
+BATCH, QUERIES, KEYS, HEADS, WIDTH = 8, 5, 7, 2, 4
+
+
+def problem(queries=QUERIES, keys=KEYS, dtype=jnp.float32):
+    """Queries, keys, values and what the result is multiplied with, so that each of its elements counts."""
+    lengths = (queries, keys, keys, queries)
+    seeds = jax.random.split(jax.random.key(0), len(lengths))
+    return [
+        jax.random.normal(seed, (BATCH, length, HEADS, WIDTH)).astype(dtype)
+        for seed, length in zip(seeds, lengths, strict=True)
+    ]
+
+
+def visibility(per_query):
+    """Keys that all queries, or each of them, may look at: in the last row none, in the first not all have any."""
+    visible = jax.random.bernoulli(jax.random.key(1), 0.6, (BATCH, QUERIES if per_query else 1, KEYS))
+    visible = visible.at[-1].set(False)
+    return visible.at[0, 0].set(False) if per_query else visible
+
+
+def dropout_of_some():
+    """Dropout for the last queries of texts that have as many tokens as there are keys."""
+    seeds = random_bits.sample_seeds(0, jnp.arange(BATCH, dtype=jnp.uint32))
+    positions = jnp.broadcast_to(jnp.arange(KEYS), (BATCH, KEYS))
+    whole = random_bits.Dropout(jnp.broadcast_to(seeds[:, None], (BATCH, KEYS)), positions)
+    return whole.at(positions[:, KEYS - QUERIES :])
+
+
+def plain(queries, keys, values, visible, dropout, rate):
+    """softmax(queries keys^T / sqrt(K)) values, as it is written."""
+    scores = jnp.einsum("blhk,bmhk->bhlm", queries, keys) / math.sqrt(queries.shape[-1])
+    probabilities = jax.nn.softmax(jnp.where(visible[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    if dropout is not None:
+        seeds, elements = dropout.attention_seeds(queries.shape[2]), dropout.key_positions_BxL
+        kept = random_bits.kept(seeds[..., None], elements[:, None, None, :], rate)
+        probabilities = jnp.where(kept, probabilities / (1 - rate), 0)
+    return jnp.einsum("bhlm,bmhk->blhk", probabilities, values)
+
+
+def result_and_gradients(function, visible, rate, queries, keys, values, weights):
+    """The result, and the gradients by queries, keys and values of its product with the weights."""
+
+    def weighted(*inputs):
+        result = function(*inputs, visible, dropout_of_some() if rate else None, rate)
+        return jnp.sum(result * weights), result
+
+    (_, result), gradients = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))(
+        queries, keys, values
+    )
+    return result, *gradients
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1, 3, BATCH])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("per_query", [False, True])
+def test_results_and_gradients_equal_the_formula(monkeypatch, per_query, rate, rows_per_chunk):
+    monkeypatch.setattr(module, "SCORES_PER_CHUNK", rows_per_chunk * HEADS * QUERIES * KEYS)
+    visible = visibility(per_query)
+    found = result_and_gradients(attention, visible, rate, *problem())
+    expected = result_and_gradients(plain, visible, rate, *problem())
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_that_may_look_at_nothing_get_the_mean_of_the_values():
+    """And no gradient: padding's states must never be NaN."""
+    queries, keys, values, _ = problem()
+    result = attention(queries, keys, values, visibility(per_query=True), None, 0.0)
+    expected = jnp.broadcast_to(jnp.mean(values[-1], axis=0), result[-1].shape)
+    np.testing.assert_allclose(result[-1], expected, rtol=1e-5, atol=1e-6)
+    _, d_queries, d_keys, _ = result_and_gradients(attention, visibility(per_query=True), 0.0, *problem())
+    assert not np.any(d_queries[-1]) and not np.any(d_keys[-1]) and np.any(d_queries[1])
+
+
+def test_bfloat16_is_close():
+    visible, inputs = visibility(per_query=True), problem(dtype=jnp.bfloat16)
+    found = result_and_gradients(attention, visible, 0.3, *inputs)
+    expected = result_and_gradients(plain, visible, 0.3, *(array.astype(jnp.float32) for array in inputs))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=0.02 * float(jnp.max(jnp.abs(b))))
+    # Products are summed in float32. (Compilers for CPUs would do so anyway.)
+    traced = jax.make_jaxpr(functools.partial(result_and_gradients, attention, visible, 0.3))(*inputs)
+    products = [equation for equation in equations(traced) if equation.primitive.name == "dot_general"]
+    assert len(products) == 7
+    for product in products:
+        assert {variable.aval.dtype for variable in product.invars} == {jnp.dtype(jnp.bfloat16)}
+        assert product.outvars[0].aval.dtype == jnp.float32
+
+
+def test_large_scores_stay_finite():
+    queries, keys, values, weights = problem()
+    for array in result_and_gradients(attention, visibility(True), 0.3, queries * 100, keys * 100, values, weights):
+        assert np.all(np.isfinite(array))
+
+
+def test_eight_devices_attend_as_one():
+    visible = visibility(per_query=True)
+    expected = result_and_gradients(attention, visible, 0.3, *problem())
+    mesh = parallel.data_mesh()
+    inputs, visible = jax.device_put((problem(), visible), parallel.over_batch(mesh))
+    with jax.set_mesh(mesh):
+        found = result_and_gradients(attention, visible, 0.3, *inputs)
+    for a, b in zip(found, expected, strict=True):
+        assert a.sharding.is_equivalent_to(parallel.over_batch(mesh), a.ndim)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_of_the_whole_batch_are_never_in_memory(monkeypatch):
+    length = 512
+    scores = HEADS * length * length
+    monkeypatch.setattr(module, "SCORES_PER_CHUNK", scores)
+    step = functools.partial(result_and_gradients, attention, jnp.ones((BATCH, 1, length), bool), 0.0)
+    compiled = jax.jit(step).lower(*problem(length, length)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < BATCH * scores * 4 / 2
