@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from retromae_jax import parallel
+
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -65,6 +67,8 @@ def materialized(x: jax.Array) -> jax.Array:
     There, products of other layouts (such as sums over an operand's leading axis) run at a half to a quarter of the
     speed. The compiler would undo a plain copy; it does not look through a barrier that the array passes flat.
     """
+    if not parallel.is_local():
+        return x  # a flat array cannot be split over devices as its rows are
     return jax.lax.platform_dependent(
         x, cpu=lambda x: jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape), default=lambda x: x
     )

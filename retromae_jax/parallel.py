@@ -89,6 +89,12 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def is_local() -> bool:
+    """Whether arrays are one device's own where this is called: in `per_device`, in `jax.pmap`, or on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1 or DATA not in mesh.auto_axes
+
+
 def per_device(function: Callable, batched: tuple[bool, ...], summed: tuple[bool, ...]) -> Callable:
     """Runs a function on each device's part of the batch, so that the partitioner cannot gather what it makes.
 
@@ -99,8 +105,7 @@ def per_device(function: Callable, batched: tuple[bool, ...], summed: tuple[bool
         batched: for each argument, whether its first axis is the batch; other arguments are whole on each device.
         summed: for each result, whether it is summed over devices; other results have the batch as first axis.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or DATA not in mesh.auto_axes:
+    if is_local():
         return function
 
     def on_device(*arguments):
@@ -119,7 +124,7 @@ def per_device(function: Callable, batched: tuple[bool, ...], summed: tuple[bool
 
     return jax.shard_map(
         on_device,
-        mesh=mesh,
+        mesh=jax.sharding.get_abstract_mesh(),
         in_specs=tuple(map(spec, batched)),
         out_specs=tuple(spec(not is_summed) for is_summed in summed),
     )

@@ -110,6 +110,8 @@ def packed(tokens_N: np.ndarray, length: int, row_step: int) -> Layout:
         # A row with as many texts as it may have is full.
         free_R[row] = free_R[row] - tokens_N[text] if count_R[row] < texts else 0
     rows = -(-(int(row_N.max()) + 1) // row_step) * row_step
+    # The first rows are the fullest: dealt out in turn, they give each device as much to do.
+    row_N = row_N % row_step * (rows // row_step) + row_N // row_step
     return Layout(rows, length, texts, row_N, slot_N, start_N, tokens_N)
 
 

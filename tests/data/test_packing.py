@@ -93,3 +93,11 @@ def test_hosts_read_every_text_once_in_each_pass(monkeypatch, share_rows):
                         found.append((int(sample) // len(texts), int(text[1]) - 100))
     assert sorted(read[0] + read[1]) == [(number, text) for number in range(passes) for text in range(len(texts))]
     assert all(read.values())
+
+
+def test_full_rows_are_dealt_out_to_devices_in_turn():
+    tokens = np.concatenate([np.full(8, 64), np.full(4, 30)])
+    layout = packed(tokens, 64, row_step=4)
+    used = np.zeros(layout.rows, int)
+    np.add.at(used, layout.row_N, layout.tokens_N)
+    assert layout.rows == 12 and used.reshape(4, 3).sum(axis=1).tolist() == [188, 188, 128, 128]
