@@ -52,7 +52,10 @@ PRETRAINING = {
     "weight_decay": (0.01, "AdamW weight decay; biases and LayerNorm are exempt"),
     "clip_norm": (1.0, "gradients are scaled down to this global norm"),
     "compute_dtype": ("bfloat16", "dtype of activations: bfloat16 or float32; parameters are float32"),
-    "remat": (False, "compute activations again in the backward pass instead of keeping them: a third slower, smaller"),
+    "remat": (
+        False,
+        "compute activations again in the backward pass instead of keeping them: less memory, one more forward pass",
+    ),
     "accumulation_parts": (
         1,
         "parts of a batch that are computed one after the other; the gradients are the batch's (cocondenser: by "

@@ -19,6 +19,7 @@ from retromae_jax.random_bits import Dropout
 SCORES_PER_CHUNK = 2**22
 
 
+@jax.named_scope("attention")
 def attention(
     queries_BxLxHxK: jax.Array,
     keys_BxMxHxK: jax.Array,
@@ -68,6 +69,7 @@ def _forward(rate, *inputs):
     return results[0], (*inputs, *results)
 
 
+@jax.named_scope("attention")
 def _backward(rate, residuals, d_mixed_BxHxLxK):
     gradients = _by_chunks(functools.partial(_attend_backward, rate), (*residuals, d_mixed_BxHxLxK))
     return (*gradients, None, None, None)

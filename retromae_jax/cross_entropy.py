@@ -15,6 +15,7 @@ from retromae_jax.linear import product, transposed
 SMALLEST_CHUNK = 256
 
 
+@jax.named_scope("cross_entropy")
 def linear_cross_entropy(
     hidden_BxKxD: jax.Array,
     labels_BxK: jax.Array,

@@ -29,6 +29,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(nnx.initializers.normal(initializer_range)(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
+    @jax.named_scope("linear")
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., I] -> [..., O]."""
         y = matmul(x.reshape(-1, x.shape[-1]), self.kernel[...])
@@ -46,6 +47,7 @@ def _forward(x_NxI, kernel_IxO):
     return y_NxO, (x_NxI, kernel_IxO)
 
 
+@jax.named_scope("linear")
 def _backward(residuals, d_y_NxO):
     x_NxI, kernel_IxO = residuals
     d_x_NxI = product("NO,IO->NI", d_y_NxO, kernel_IxO.astype(d_y_NxO.dtype)).astype(x_NxI.dtype)

@@ -33,6 +33,7 @@ DECODER_SAMPLES = 256
 # Sorting keys are, from the highest bit on, text, random bits and position. The random bits are always so many that
 # masks do not depend on the row that a text is in: 2^-16 of two words' orders are decided by their positions.
 TEXT_BITS, RANDOM_BITS, POSITION_BITS = 5, 16, 11
+LONGEST_ROW = 2**POSITION_BITS
 # Letters of scripts without blanks between words: Thai, Lao, Burmese, Khmer; Kana, Han. (Korean has blanks.)
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -198,9 +199,9 @@ def _take_last(values_RxSxN: jax.Array, indices_RxK: jax.Array) -> jax.Array:
 
 def check_row_size(length: int, texts: int) -> None:
     """Raises InputError for rows that the masks' sorting keys have no room for."""
-    if length > 2**POSITION_BITS or texts >= 2**TEXT_BITS:
+    if length > LONGEST_ROW or texts >= 2**TEXT_BITS:
         raise InputError(
-            f"rows of {length} tokens with {texts} texts are too large: at most {2**POSITION_BITS} tokens and "
+            f"rows of {length} tokens with {texts} texts are too large: at most {LONGEST_ROW} tokens and "
             f"{2**TEXT_BITS - 1} texts can be masked"
         )
 
@@ -224,6 +225,7 @@ def corrupt(rows: Rows, masked_RxL: jax.Array, vocabulary: Vocabulary) -> jax.Ar
     return jnp.where(masked_RxL, replaced_RxL, rows.token_ids_RxL)
 
 
+@jax.named_scope("masks")
 def encoder_masks(rows: Rows, vocabulary: Vocabulary, probability: float) -> tuple[jax.Array, jax.Array]:
     """The encoder's masks and its corrupted input: bool [R, L] and int32 [R, L]."""
 
@@ -235,6 +237,7 @@ def encoder_masks(rows: Rows, vocabulary: Vocabulary, probability: float) -> tup
     return parallel.per_device(on_device, batched=(True,), summed=(False, False))(rows)
 
 
+@jax.named_scope("masks")
 def decoder_visibility(rows: Rows, vocabulary: Vocabulary, probability: float) -> jax.Array:
     """Which columns each row of the decoder may look at, bool [R, L, L].
 

@@ -107,6 +107,7 @@ def evaluation_step(
     return jax.jit(evaluate)
 
 
+@jax.named_scope("optimizer")
 def apply_gradients(
     state: TrainState, gradients: parameters.Parameters, optimizer: optax.GradientTransformation
 ) -> TrainState:

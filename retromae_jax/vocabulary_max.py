@@ -18,6 +18,7 @@ WORDS_PER_CHUNK = 2048
 LOWEST = -1e4
 
 
+@jax.named_scope("vocabulary_max")
 def vocabulary_max(
     hidden_RxLxD: jax.Array,
     text_RxL: jax.Array,
@@ -76,6 +77,7 @@ def _forward(texts, hidden_RxLxD, text_RxL, counted_RxL, table_VxD, bias_V):
     return join(highest), (hidden_RxLxD, text_RxL, table_VxD, join(at))
 
 
+@jax.named_scope("vocabulary_max")
 def _backward(texts, residuals, d_highest_RxTxV):
     hidden_RxLxD, text_RxL, table_VxD, at_RxTxV = residuals
     words = len(table_VxD)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 from ml_collections import ConfigDict
 
+from retromae_jax import masking
 from retromae_jax.checkpoints.loading import Source
 from retromae_jax.data.blocks import TokenBlocks
 from retromae_jax.data.tokenization import fingerprint
@@ -119,6 +120,13 @@ def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: "PreTrainedT
             f"{directory} was made with the tokenizer {blocks.settings.get('tokenizer')}, whose vocabulary is not that "
             f"of {tokenizer.name_or_path}; prepare the text again"
         )
+    return None
+
+
+def maskable(config: ConfigDict) -> str | None:
+    """A problem if rows are longer than those that masks can be made for."""
+    if config.block_length > masking.LONGEST_ROW:
+        return f"block_length {config.block_length} is more than the {masking.LONGEST_ROW} tokens that can be masked"
     return None
 
 

@@ -67,6 +67,7 @@ def pretrain(config: ConfigDict) -> None:
         checks.vocabulary(tokenizer, bert),
         checks.same_vocabulary(config.data, blocks, tokenizer),
         checks.positions("block_length", config.block_length, bert),
+        checks.maskable(config),
         checks.enough_items(config, len(items), items.unit, held_out_batches * held_out_size),
     )
     mesh = parallel.data_mesh()

@@ -208,10 +208,15 @@ def test_blocks_of_another_vocabulary_are_refused(pretrained, tmp_path):
 
 
 def test_all_problems_are_reported_at_once(pretrained, tmp_path):
-    config = tiny("wiki", workdir=str(tmp_path / "never"), block_length=1024, compute_dtype="float8", batch_size=80000)
-    with pytest.raises(InputError, match="3 problem") as error:
+    config = tiny("wiki", workdir=str(tmp_path / "never"), block_length=4096, compute_dtype="float8", batch_size=80000)
+    with pytest.raises(InputError, match="4 problem") as error:
         pretrain(config)
-    for problem in ("block_length 1024", "compute_dtype 'float8'", "validation_blocks 8 and batch_size 80000"):
+    for problem in (
+        "block_length 4096 is not between 3 and the model's",
+        "block_length 4096 is more than the 2048 tokens that can be masked",
+        "compute_dtype 'float8'",
+        "validation_blocks 8 and batch_size 80000",
+    ):
         assert problem in str(error.value)
     assert not (tmp_path / "never").exists()
     with pytest.raises(InputError, match="batch_size 9 does not divide over 8 devices"):
