@@ -1,5 +1,7 @@
 """PyTorch systems to compare with: plain training loops without a trainer's overhead."""
 
+import abc
+
 import torch
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
@@ -10,7 +12,7 @@ from retromae_jax.data.tokenization import load_tokenizer
 CONFIG = defaults.pretraining()
 
 
-class _TorchSystem:
+class _TorchSystem(abc.ABC):
     """A `System` of PyTorch; texts are tokenized by its collator, in the loop."""
 
     tokenized_seconds = 0.0
@@ -25,9 +27,9 @@ class _TorchSystem:
             self.model.parameters(), lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay
         )
 
+    @abc.abstractmethod
     def build(self, bert: BertForMaskedLM) -> torch.nn.Module:
         """The model to train, and `self.collator`."""
-        raise NotImplementedError
 
     def train(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.task.dtype == "bfloat16"):

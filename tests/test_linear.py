@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from retromae_jax.linear import Linear, matmul, transposed
+from retromae_jax.linear import Linear, affine, transposed
 from retromae_jax.models import parameters
 
 
@@ -32,10 +32,14 @@ def test_value_and_gradients_equal_the_plain_product():
 def test_bfloat16_activations_give_float32_gradients_summed_in_float32():
     """A sum of 4,096 ones in bfloat16 would stop at 256."""
     x = jnp.ones((4096, 1), jnp.bfloat16)
-    assert matmul(x, jnp.ones((1, 1))).dtype == jnp.bfloat16
-    gradient = jax.grad(lambda kernel: jnp.sum(matmul(x, kernel).astype(jnp.float32)))(jnp.ones((1, 1)))
-    assert gradient.dtype == jnp.float32
-    assert float(gradient[0, 0]) == 4096
+    kernel, bias = jnp.ones((1, 1)), jnp.zeros(1)
+    assert affine(x, kernel, bias).dtype == jnp.bfloat16
+    gradients = jax.grad(lambda *arguments: jnp.sum(affine(x, *arguments).astype(jnp.float32)), argnums=(0, 1))(
+        kernel, bias
+    )
+    for gradient in gradients:
+        assert gradient.dtype == jnp.float32
+        assert float(gradient.squeeze()) == 4096
 
 
 def test_initial_values():

@@ -3,12 +3,14 @@
 Gao and Callan, 2021, "Condenser: a Pre-training Architecture for Dense Retrieval", section 3.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from retromae_jax import flops, masking
+from retromae_jax import flops
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
 from retromae_jax.models.condenser import CondenserHead
@@ -26,39 +28,29 @@ class Model(nnx.Module):
         self.condenser_head = CondenserHead(config, head_layers, dtype, rngs)
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class Condenser(MaskedLM):
     """The objective.
 
-    Args:
-        config, vocabulary, dtype, remat, encoder_mask_probability: as for `MaskedLM`.
+    Attributes:
         head_layers: transformer layers of the head.
         skip_from: the encoder layer whose states the head gets, beside the last [CLS]; 0 is the embedding block.
         late_masked_lm: whether the last layer predicts the masked tokens too.
+
+    Raises:
+        InputError: if there is no such layer, or the head would have none.
     """
 
-    SETTINGS = (*MaskedLM.SETTINGS, "head_layers", "skip_from", "late_masked_lm")
+    head_layers: int = 2
+    skip_from: int = 6
+    late_masked_lm: bool = True
 
-    def __init__(
-        self,
-        config: BertConfig,
-        vocabulary: masking.Vocabulary,
-        dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
-        *,
-        encoder_mask_probability: float = 0.15,
-        head_layers: int = 2,
-        skip_from: int = 6,
-        late_masked_lm: bool = True,
-    ):
-        super().__init__(config, vocabulary, dtype, remat, encoder_mask_probability=encoder_mask_probability)
-        if not 0 <= skip_from < config.num_hidden_layers:
-            raise InputError(
-                f"skip_from {skip_from} is no layer before the last of {config.num_hidden_layers}; "
-                f"take {config.num_hidden_layers // 2}"
-            )
-        if head_layers < 1:
-            raise InputError(f"head_layers {head_layers} is less than 1")
-        self.head_layers, self.skip_from, self.late_masked_lm = head_layers, skip_from, late_masked_lm
+    def __post_init__(self):
+        layers = self.config.num_hidden_layers
+        if not 0 <= self.skip_from < layers:
+            raise InputError(f"skip_from {self.skip_from} is no layer before the last of {layers}; take {layers // 2}")
+        if self.head_layers < 1:
+            raise InputError(f"head_layers {self.head_layers} is less than 1")
 
     def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""

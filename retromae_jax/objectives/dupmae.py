@@ -5,12 +5,13 @@ highest score that any of the text's tokens gives to a word of the vocabulary, i
 that word's score; a third loss is the cross-entropy of the text's own words under the softmax of these scores.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retromae_jax import flops, masking
-from retromae_jax.models.bert import BertConfig
+from retromae_jax import flops
 from retromae_jax.objectives.prediction import encode
 from retromae_jax.objectives.retromae import Inputs, Model, RetroMAE, reconstruct
 from retromae_jax.random_bits import Dropout
@@ -18,39 +19,17 @@ from retromae_jax.rows import Rows
 from retromae_jax.vocabulary_max import vocabulary_max
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class DupMAE(RetroMAE):
     """The objective.
 
-    Args:
-        config, vocabulary, dtype, remat, encoder_mask_probability, decoder_mask_probability: as for `RetroMAE`.
+    Attributes:
         decoder_query: `embedded` in the published code.
         bag_of_words_weight: of the third loss in the sum.
     """
 
-    SETTINGS = (*RetroMAE.SETTINGS, "bag_of_words_weight")
-
-    def __init__(
-        self,
-        config: BertConfig,
-        vocabulary: masking.Vocabulary,
-        dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
-        *,
-        encoder_mask_probability: float = 0.3,
-        decoder_mask_probability: float = 0.5,
-        decoder_query: str = "embedded",
-        bag_of_words_weight: float = 0.1,
-    ):
-        super().__init__(
-            config,
-            vocabulary,
-            dtype,
-            remat,
-            encoder_mask_probability=encoder_mask_probability,
-            decoder_mask_probability=decoder_mask_probability,
-            decoder_query=decoder_query,
-        )
-        self.bag_of_words_weight = bag_of_words_weight
+    decoder_query: str = "embedded"
+    bag_of_words_weight: float = 0.1
 
     def counts(self, rows: Rows) -> dict[str, jax.Array]:
         return {**super().counts(rows), "texts": jnp.sum(rows.is_text_RxT)}

@@ -3,7 +3,8 @@
 Devlin et al., 2019, section 3.1, with whole-word masks.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,11 @@ class MaskedTexts(NamedTuple):
     labels_RxL: jax.Array
 
 
+@dataclasses.dataclass(eq=False)
 class MaskedLM:
     """The objective, and what all pretraining objectives have in common.
 
-    Args:
+    Attributes:
         config: sizes of the encoder.
         vocabulary: the tokenizer's, for masking.
         dtype: of activations.
@@ -48,27 +50,22 @@ class MaskedLM:
         encoder_mask_probability: share of tokens masked for the encoder.
     """
 
-    # The keys of a recipe's config that the objective takes as arguments.
-    SETTINGS = ("encoder_mask_probability",)
-    # Whether samples 2i and 2i + 1 are two spans of one document; else each is a text of its own.
-    PAIRS_OF_SPANS = False
+    # Whether the samples 2i and 2i + 1 are two spans of one document, instead of texts of their own.
+    PAIRS_OF_SPANS: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        config: BertConfig,
-        vocabulary: masking.Vocabulary,
-        dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
-        *,
-        encoder_mask_probability: float = 0.15,
-    ):
-        self.config, self.vocabulary, self.dtype, self.remat = config, vocabulary, dtype, remat
-        self.encoder_mask_probability = encoder_mask_probability
+    config: BertConfig
+    vocabulary: masking.Vocabulary
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    # What follows are keys of a recipe's config.
+    _: dataclasses.KW_ONLY
+    encoder_mask_probability: float = 0.15
 
     @classmethod
     def from_config(cls, config: Any, bert: BertConfig, vocabulary: masking.Vocabulary, dtype: jnp.dtype) -> "MaskedLM":
         """The objective with the settings that a recipe's config names."""
-        return cls(bert, vocabulary, dtype, config.remat, **{key: config[key] for key in cls.SETTINGS})
+        settings = {field.name: config[field.name] for field in dataclasses.fields(cls) if field.kw_only}
+        return cls(bert, vocabulary, dtype, config.remat, **settings)
 
     def model(self, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the model with fresh parameters."""

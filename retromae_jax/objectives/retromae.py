@@ -5,6 +5,7 @@ the sentence embedding. A one-layer decoder rebuilds every token of the text fro
 each token, from half of the text. The loss is the sum of both cross-entropies.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -48,31 +49,19 @@ class Model(nnx.Module):
         self.decoder = EnhancedDecoder(config, decoder_query, dtype, rngs)
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class RetroMAE(MaskedLM):
     """The objective.
 
-    Args:
-        config, vocabulary, dtype, remat: as for `MaskedLM`.
+    Attributes:
         encoder_mask_probability: share of tokens masked for the encoder.
         decoder_mask_probability: share of tokens hidden from each decoder row.
         decoder_query: see `EnhancedDecoder`.
     """
 
-    SETTINGS = ("encoder_mask_probability", "decoder_mask_probability", "decoder_query")
-
-    def __init__(
-        self,
-        config: BertConfig,
-        vocabulary: masking.Vocabulary,
-        dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
-        *,
-        encoder_mask_probability: float = 0.3,
-        decoder_mask_probability: float = 0.5,
-        decoder_query: str = "position",
-    ):
-        super().__init__(config, vocabulary, dtype, remat, encoder_mask_probability=encoder_mask_probability)
-        self.decoder_mask_probability, self.decoder_query = decoder_mask_probability, decoder_query
+    encoder_mask_probability: float = 0.3
+    decoder_mask_probability: float = 0.5
+    decoder_query: str = "position"
 
     def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""
