@@ -1,1 +1,1 @@
-"""Comparisons with other systems, run by hand."""
+"""Comparisons with other systems, and profiles, run by hand."""

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pyarrow as pa
@@ -15,11 +14,11 @@ from benchmarks.worker import Task
 from configs import defaults
 from retromae_jax import parallel
 from retromae_jax.data.blocks import COLUMN, TokenBlocks, write_blocks, write_description
-from retromae_jax.data.packing import SPECIAL_TOKENS, RowMaker
+from retromae_jax.data.packing import SPECIAL_TOKENS, RowMaker, room_for_texts
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw
 from retromae_jax.training import initial_state, pretraining_step
@@ -36,7 +35,8 @@ class RetroMAEJax:
         self.blocks, self.tokenized_seconds = self._prepare()
 
         bert, vocabulary = BertConfig(**task.sizes), Vocabulary.of(self.tokenizer)
-        objective = OBJECTIVES[self.config.objective].from_config(self.config, bert, vocabulary, jnp.dtype(task.dtype))
+        computation = Computation.on(jax.default_backend(), bert, task.dtype)
+        objective = OBJECTIVES[self.config.objective].from_config(self.config, bert, vocabulary, computation)
         graph, shapes = parameters.structure(objective.model)
         schedule = optax.constant_schedule(self.config.learning_rate)
         optimizer = adamw(schedule, self.config.weight_decay, self.config.clip_norm)
@@ -45,7 +45,14 @@ class RetroMAEJax:
         self.step = pretraining_step(objective, graph, optimizer, task.seed)
         ids = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
         shapes = self.config.shape_buckets
-        self.maker = RowMaker(task.max_length, True, shapes, task.batch_size, self.mesh.size, *ids)
+        self.maker = RowMaker(
+            task.max_length,
+            room_for_texts(self.blocks.lengths, task.max_length),
+            shapes,
+            task.batch_size,
+            self.mesh.size,
+            *ids,
+        )
 
     def _prepare(self) -> tuple[TokenBlocks, float]:
         """The texts as token blocks, and the processor time that tokenizing took."""

@@ -31,7 +31,7 @@ from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import table
 from retromae_jax.masking import WORD_START, Vocabulary
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw
 from retromae_jax.training import initial_state, pretraining_step
@@ -113,7 +113,8 @@ def profile(arguments: argparse.Namespace) -> None:
     config.skip_from = 1
     bert, dtype = BertConfig(**MODELS[arguments.model]), jnp.dtype(arguments.dtype)
     vocabulary = Vocabulary(np.full(bert.vocab_size, WORD_START, np.int8), mask_id=103)
-    objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, dtype)
+    computation = Computation.on(jax.default_backend(), bert, arguments.dtype)
+    objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, computation)
     graph, shapes = parameters.structure(objective.model)
     optimizer = adamw(optax.constant_schedule(1e-4), 0.01, 1.0)
     mesh = parallel.data_mesh()

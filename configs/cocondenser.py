@@ -9,7 +9,7 @@
 Goes on from `runs/condenser` (configs/condenser.py), encoder and head, on `data/msmarco/msmarco-docs.tsv` (`id TAB url
 TAB title TAB text`): 8 epochs of 2,048 documents, two spans of up to 128 tokens each (Gao and Callan, 2022, and
 the published code's documentation). All spans of a batch are each other's negatives: where they do not fit
-into memory, --config.accumulation_parts computes them in parts, with the same gradients. Published after fine-tuning on
+into memory, --config.accumulation_parts encodes them in parts, with the same gradients. Published after fine-tuning on
 MS MARCO with hard negatives (the paper's table of main results): MRR@10 .382, Recall@1000 .984.
 """
 

@@ -36,9 +36,12 @@ PRETRAINING = {
         "roberta or xlm-roberta",
     ),
     "objective": ("retromae", "the pretraining objective: a file of retromae_jax/objectives"),
-    "encoder_mask_probability": (0.3, "share of tokens masked for the encoder"),
-    "decoder_mask_probability": (0.5, "share of tokens hidden from each decoder row"),
-    "decoder_query": ("position", "decoder queries: `position` (RetroMAE) or `embedded` (BGE, DupMAE)"),
+    "encoder_mask_probability": (0.3, "share of tokens masked for the encoder; recipes of the baselines set 0.15"),
+    "decoder_mask_probability": (0.5, "retromae, dupmae: share of tokens hidden from each decoder row"),
+    "decoder_query": (
+        "position",
+        "retromae, dupmae: decoder queries, `position` (published RetroMAE) or `embedded` (published DupMAE, BGE)",
+    ),
     "bag_of_words_weight": (0.1, "dupmae: weight of the bag-of-words loss"),
     "head_layers": (2, "condenser, cocondenser: transformer layers of the head"),
     "skip_from": (6, "condenser, cocondenser: encoder layer whose states the head gets beside the last [CLS]"),
@@ -52,9 +55,16 @@ PRETRAINING = {
     "weight_decay": (0.01, "AdamW weight decay; biases and LayerNorm are exempt"),
     "clip_norm": (1.0, "gradients are scaled down to this global norm"),
     "compute_dtype": ("bfloat16", "dtype of activations: bfloat16 or float32; parameters are float32"),
+    "attention": (
+        "auto",
+        "implementation of attention: `plain`; `cached`, the same in portions for a CPU's cache; `pallas`, a kernel "
+        "for TPUs; `cudnn`, for NVIDIA's GPUs, bfloat16 and models without dropout of attention probabilities; or "
+        "`auto`, which takes one of the first three",
+    ),
     "remat": (
         False,
-        "compute activations again in the backward pass instead of keeping them: less memory, one more forward pass",
+        "compute the layers' activations again in the backward pass instead of keeping them: less memory, one more "
+        "forward pass",
     ),
     "accumulation_parts": (
         1,
@@ -92,6 +102,7 @@ FINETUNING = {
             "weight_decay",
             "clip_norm",
             "compute_dtype",
+            "attention",
             "log_every",
             "checkpoint_every",
             "checkpoints_to_keep",

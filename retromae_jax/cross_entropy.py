@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from retromae_jax import parallel
 from retromae_jax.linear import product, transposed
 
+# A chunk has at least so many positions, and, beyond that, at most so many logits: 256 MB in float32.
 SMALLEST_CHUNK = 256
+LOGITS_PER_CHUNK = 2**26
 
 
 @jax.named_scope("cross_entropy")
@@ -67,15 +69,15 @@ def _backward(gradients, cotangents):
 _chunked.defvjp(_forward, _backward)
 
 
-def _chunk_size(positions: int) -> int:
+def _chunk_size(positions: int, vocabulary: int) -> int:
     """Positions in a chunk: the last chunk is half empty on average, and that should not cost much."""
-    return min(positions, max(SMALLEST_CHUNK, -(-positions // 16)))
+    return min(positions, max(SMALLEST_CHUNK, min(-(-positions // 16), LOGITS_PER_CHUNK // vocabulary)))
 
 
 def _by_chunks(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V, *, with_gradients):
     batch, positions, _ = hidden_BxKxD.shape
     total = batch * positions
-    chunk = _chunk_size(total)
+    chunk = _chunk_size(total, bias_V.size)
     padding = -total % chunk
     cast_table_VxD = table_VxD.astype(hidden_BxKxD.dtype)
     # Positions that count come first, and only the chunks that hold some of them are computed.

@@ -12,7 +12,7 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.objectives.contrastive import Model
 from retromae_jax.rows import Rows
@@ -43,12 +43,13 @@ class Encoder:
         self.config, self.tokenizer, self.settings = config, tokenizer, settings
         self.mesh = parallel.local_mesh()
         self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
-        graph, _ = parameters.structure(lambda rngs: Model(config, jnp.dtype(compute_dtype), rngs))
+        computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
+        graph, _ = parameters.structure(lambda rngs: Model(config, computation, rngs))
 
         def embed(weights, token_ids_BxL, lengths_B):
             texts = {"token_ids": token_ids_BxL, "lengths": lengths_B, "samples": jnp.zeros_like(lengths_B, jnp.uint32)}
             rows = Rows.of(texts, seed=0)
-            with parallel.full_precision(jnp.dtype(compute_dtype)):
+            with parallel.full_precision(computation.dtype):
                 hidden_BxLxD = parameters.bind(graph, weights).bert(rows)
             return pool(hidden_BxLxD, rows.is_token_RxL, settings.pooling, settings.normalize)
 
@@ -76,7 +77,7 @@ class Encoder:
         source = open_model(name_or_directory)
         changes = {"pooling": pooling, "normalize": normalize}
         settings = dataclasses.replace(source.settings, **{k: v for k, v in changes.items() if v is not None})
-        _, shapes = parameters.structure(lambda rngs: Model(source.config, jnp.float32, rngs))
+        _, shapes = parameters.structure(lambda rngs: Model(source.config, Computation(), rngs))
         weights, report = source.parameters(shapes)
         if report.fresh:
             raise InputError(f"{source.directory}: the encoder's weights are incomplete: {', '.join(report.fresh)}")

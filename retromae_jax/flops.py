@@ -39,8 +39,8 @@ PEAK_BFLOAT16 = {
     "NVIDIA H200": 989e12,
 }
 
-# A square product of this size keeps every core busy and takes a fraction of a second.
-MEASURED_SIZE = 2048
+# A square product of this size keeps every core busy and takes a fraction of a second: on a CPU, and on others.
+MEASURED_SIZE, MEASURED_SIZE_ELSEWHERE = 2048, 8192
 
 
 def layer_flops(
@@ -93,7 +93,8 @@ def device_flops_per_second(device: jax.Device, dtype: jnp.dtype) -> float:
     if dtype == jnp.bfloat16 and device.device_kind in PEAK_BFLOAT16:
         return PEAK_BFLOAT16[device.device_kind]
     with parallel.full_precision(dtype), jax.default_device(device):
-        matrix = jnp.ones((MEASURED_SIZE, MEASURED_SIZE), dtype)
+        size = MEASURED_SIZE if device.platform == "cpu" else MEASURED_SIZE_ELSEWHERE
+        matrix = jnp.ones((size, size), dtype)
         product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
         product(matrix, matrix).block_until_ready()
         seconds = []
@@ -101,6 +102,6 @@ def device_flops_per_second(device: jax.Device, dtype: jnp.dtype) -> float:
             started = time.perf_counter()
             product(matrix, matrix).block_until_ready()
             seconds.append(time.perf_counter() - started)
-    rate = 2 * MEASURED_SIZE**3 / min(seconds)
+    rate = 2 * size**3 / min(seconds)
     # The devices that a CPU is split into work on the same cores.
     return rate / jax.local_device_count() if device.platform == "cpu" else rate

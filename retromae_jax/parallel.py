@@ -79,6 +79,11 @@ def local_mesh() -> Mesh:
     return Mesh(np.array(jax.local_devices()), (DATA,))
 
 
+def platform(mesh: Mesh) -> str:
+    """The kind of the mesh's devices: cpu, gpu or tpu."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

@@ -5,8 +5,8 @@ masks and dropout do not depend on the number of devices, on the other texts in 
 communicated, and no buffer of random bits for the whole batch exists: the few integer operations fuse with their
 consumer. (XLA's generator, left to the partitioner, makes every chip produce the whole batch's bits.)
 
-The mixing function is a 32-bit hash without detectable bias for this use: the multipliers and shifts are those
-found by the search of https://github.com/skeeto/hash-prospector.
+The mixing function is a 32-bit hash of low bias; its multipliers and shifts are those found by the search of
+https://github.com/skeeto/hash-prospector.
 """
 
 import copy
@@ -86,9 +86,9 @@ class Dropout:
         features_D = jnp.arange(x_BxLxD.shape[-1], dtype=jnp.uint32)
         return jnp.where(kept(seeds_BxLx1, features_D, rate), x_BxLxD / (1.0 - rate), jnp.zeros((), x_BxLxD.dtype))
 
-    def attention_seeds(self, heads: int) -> jax.Array:
-        """Seeds of each head's and token's row of attention probabilities, uint32 [B, H, L]."""
-        return bits(self._next()[:, None, :], jnp.arange(heads, dtype=jnp.uint32)[:, None])
+    def attention_seeds(self) -> jax.Array:
+        """Seeds of each token's rows of attention probabilities, uint32 [B, L]; head h's is `bits` of it and h."""
+        return self._next()
 
     def _next(self) -> jax.Array:
         return stream(self.token_seeds_BxL, f"dropout {next(self._applications)}")

@@ -22,7 +22,7 @@ class Rows(NamedTuple):
         samples_RxT: uint32, each text's number in the order of the whole run.
         seeds_RxT: uint32, each text's seed, which follows from that number.
         text_RxL: int32, which of the row's texts a token belongs to; in padding T - 1.
-        position_RxL: int32, a token's position in its text; in padding those that would follow.
+        position_RxL: int32, a token's position in its text; in padding any that a token could have.
         is_token_RxL: bool, False in padding.
     """
 
@@ -78,7 +78,9 @@ class Rows(NamedTuple):
         return (self.position_RxL > 0) & (self.position_RxL < self.length_RxL - 1)
 
     def of_text(self, values: jax.Array) -> jax.Array:
-        """Gives each token the value of its text, [R, T, ...] -> [R, L, ...]."""
+        """Gives each token the value of its text, [R, T, ...] -> [R, L, ...]; gradients are summed in float32."""
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            return take(values.astype(jnp.float32), self.text_RxL).astype(values.dtype)
         return take(values, self.text_RxL)
 
     def visible(self) -> jax.Array:

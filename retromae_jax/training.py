@@ -76,7 +76,7 @@ def pretraining_step(
             return objective.loss(parameters.bind(graph, values), *arguments)
 
         gradient = jax.grad(loss, has_aux=True)
-        with parallel.full_precision(objective.dtype):
+        with parallel.full_precision(objective.computation.dtype):
             if parts == 1:
                 gradients, metrics = gradient(state.parameters, rows)
             else:
@@ -101,7 +101,7 @@ def evaluation_step(
     """Metrics of a held-out batch, compiled; arguments as for `pretraining_step`."""
 
     def evaluate(values: parameters.Parameters, batch: dict) -> dict[str, jax.Array]:
-        with parallel.full_precision(objective.dtype):
+        with parallel.full_precision(objective.computation.dtype):
             return objective.evaluate(parameters.bind(graph, values), Rows.of(batch, seed))
 
     return jax.jit(evaluate)
@@ -133,7 +133,7 @@ def finetuning_step(
         def loss(values: parameters.Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
             return objective.loss(parameters.bind(graph, values), batch, seed, DEVICES)
 
-        with parallel.full_precision(objective.dtype):
+        with parallel.full_precision(objective.computation.dtype):
             gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
         gradients, metrics = jax.lax.pmean((gradients, metrics), DEVICES)
         return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}

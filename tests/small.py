@@ -12,7 +12,7 @@ import optax
 from retromae_jax import parallel
 from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.training import pretraining_step
 from tests.texts import VOCABULARY
@@ -27,7 +27,7 @@ def objective_of(name, dtype=jnp.float32, **settings):
     """A small objective."""
     if "condenser" in name:
         settings = {"head_layers": 1, "skip_from": 1} | settings
-    return OBJECTIVES[name](CONFIG, VOCABULARY, dtype, **settings)
+    return OBJECTIVES[name](CONFIG, VOCABULARY, Computation(dtype), **settings)
 
 
 @functools.cache

@@ -7,13 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
-from retromae_jax import attention as module
 from retromae_jax import parallel, random_bits
-from retromae_jax.attention import attention
+from retromae_jax.attention import IMPLEMENTATIONS, choose, cudnn, pallas, plain
+from retromae_jax.attention import attention as attention_by
+from retromae_jax.errors import InputError
 from tests.small import equations
 
-BATCH, QUERIES, KEYS, HEADS, WIDTH = 8, 5, 7, 2, 4
+# Two heads in each of two groups of 128 columns.
+BATCH, QUERIES, KEYS, HEADS, WIDTH = 8, 5, 7, 4, 64
+
+attention = functools.partial(attention_by, "plain")
+attention_on_tpu = functools.partial(attention_by, "pallas")
+
+
+def limit_scores(monkeypatch, most_scores):
+    monkeypatch.setitem(IMPLEMENTATIONS, "plain", functools.partial(plain.attention, most_scores))
 
 
 def problem(queries=QUERIES, keys=KEYS, dtype=jnp.float32):
@@ -41,12 +51,13 @@ def dropout_of_some():
     return whole.at(positions[:, KEYS - QUERIES :])
 
 
-def plain(queries, keys, values, visible, dropout, rate):
+def formula(queries, keys, values, visible, dropout, rate):
     """softmax(queries keys^T / sqrt(K)) values, as it is written."""
     scores = jnp.einsum("blhk,bmhk->bhlm", queries, keys) / math.sqrt(queries.shape[-1])
     probabilities = jax.nn.softmax(jnp.where(visible[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
     if dropout is not None:
-        seeds, elements = dropout.attention_seeds(queries.shape[2]), dropout.key_positions_BxL
+        heads, elements = jnp.arange(HEADS, dtype=jnp.uint32)[:, None], dropout.key_positions_BxL
+        seeds = random_bits.bits(dropout.attention_seeds()[:, None], heads)
         kept = random_bits.kept(seeds[..., None], elements[:, None, None, :], rate)
         probabilities = jnp.where(kept, probabilities / (1 - rate), 0)
     return jnp.einsum("bhlm,bmhk->blhk", probabilities, values)
@@ -55,12 +66,12 @@ def plain(queries, keys, values, visible, dropout, rate):
 def result_and_gradients(function, visible, rate, queries, keys, values, weights):
     """The result, and the gradients by queries, keys and values of its product with the weights."""
 
-    def weighted(*inputs):
-        result = function(*inputs, visible, dropout_of_some() if rate else None, rate)
+    def weighted(queries, keys, values, weights):
+        result = function(queries, keys, values, visible, dropout_of_some() if rate else None, rate)
         return jnp.sum(result * weights), result
 
     (_, result), gradients = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))(
-        queries, keys, values
+        queries, keys, values, weights
     )
     return result, *gradients
 
@@ -69,10 +80,10 @@ def result_and_gradients(function, visible, rate, queries, keys, values, weights
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("per_query", [False, True])
 def test_results_and_gradients_equal_the_formula(monkeypatch, per_query, rate, rows_per_chunk):
-    monkeypatch.setattr(module, "SCORES_PER_CHUNK", rows_per_chunk * HEADS * QUERIES * KEYS)
+    limit_scores(monkeypatch, rows_per_chunk * HEADS * QUERIES * KEYS)
     visible = visibility(per_query)
     found = result_and_gradients(attention, visible, rate, *problem())
-    expected = result_and_gradients(plain, visible, rate, *problem())
+    expected = result_and_gradients(formula, visible, rate, *problem())
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -90,7 +101,7 @@ def test_queries_that_may_look_at_nothing_get_the_mean_of_the_values():
 def test_bfloat16_is_close():
     visible, inputs = visibility(per_query=True), problem(dtype=jnp.bfloat16)
     found = result_and_gradients(attention, visible, 0.3, *inputs)
-    expected = result_and_gradients(plain, visible, 0.3, *(array.astype(jnp.float32) for array in inputs))
+    expected = result_and_gradients(formula, visible, 0.3, *(array.astype(jnp.float32) for array in inputs))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=0.02 * float(jnp.max(jnp.abs(b))))
@@ -124,7 +135,70 @@ def test_eight_devices_attend_as_one():
 def test_scores_of_the_whole_batch_are_never_in_memory(monkeypatch):
     length = 512
     scores = HEADS * length * length
-    monkeypatch.setattr(module, "SCORES_PER_CHUNK", scores)
+    monkeypatch.setattr("tests.test_attention.WIDTH", 8)
+    limit_scores(monkeypatch, scores)
     step = functools.partial(result_and_gradients, attention, jnp.ones((BATCH, 1, length), bool), 0.0)
     compiled = jax.jit(step).lower(*problem(length, length)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < BATCH * scores * 4 / 2
+
+
+@pytest.fixture
+def tpu_kernels():
+    """Kernels for TPUs run on this CPU, by an interpreter."""
+    with pltpu.force_tpu_interpret_mode():
+        yield
+
+
+@pytest.mark.parametrize(
+    "per_query, rate, dtype", [(True, 0.3, jnp.float32), (False, 0.0, jnp.float32), (True, 0.3, jnp.bfloat16)]
+)
+def test_the_kernel_for_tpus_equals_the_formula(monkeypatch, tpu_kernels, per_query, rate, dtype):
+    monkeypatch.setattr(pallas, "SCORES_PER_BLOCK", {2: 32 * KEYS, 4: 32 * KEYS})
+    queries = 40  # two blocks, the second not full
+    monkeypatch.setattr("tests.test_attention.QUERIES", queries)
+    monkeypatch.setattr("tests.test_attention.KEYS", queries)
+    visible, inputs = visibility(per_query), problem(queries, queries, dtype)
+    found = result_and_gradients(attention_on_tpu, visible, rate, *inputs)
+    expected = result_and_gradients(formula, visible, rate, *(array.astype(jnp.float32) for array in inputs))
+    tolerance = 2e-5 if dtype == jnp.float32 else 0.02
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+def test_cudnn_gets_what_equals_the_formula(per_query):
+    """The same call of JAX's, by its own implementation: the library itself needs an NVIDIA GPU."""
+    queries, keys, values, _ = problem()
+    visible = visibility(per_query)
+    nothing = (jnp.zeros((BATCH, QUERIES), jnp.uint32), jnp.zeros((BATCH, KEYS), jnp.uint32))
+    found = cudnn.attention(0.0, queries, keys, values, visible, *nothing, library="xla")
+    np.testing.assert_allclose(found, formula(queries, keys, values, visible, None, 0.0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, platform, heads, rate, dtype, expected",
+    [
+        ("auto", "cpu", 12, 0.1, "float32", "cached"),
+        ("auto", "gpu", 12, 0.1, "bfloat16", "plain"),
+        ("auto", "tpu", 12, 0.1, "bfloat16", "pallas"),
+        ("auto", "tpu", 8, 0.1, "bfloat16", "plain"),  # heads of 96
+        ("plain", "tpu", 12, 0.1, "float32", "plain"),
+        ("cudnn", "gpu", 12, 0.0, "bfloat16", "cudnn"),
+        ("fast", "cpu", 12, 0.1, "float32", "'fast' is unknown"),
+        ("pallas", "cpu", 12, 0.1, "float32", "is for TPUs, and the devices are cpu"),
+        ("pallas", "tpu", 8, 0.1, "bfloat16", "needs heads whose width divides 128"),
+        ("cudnn", "tpu", 12, 0.0, "bfloat16", "is for NVIDIA's GPUs"),
+        ("cudnn", "gpu", 12, 0.0, "float32", "set compute_dtype to bfloat16"),
+        ("cudnn", "gpu", 12, 0.1, "bfloat16", "attention_probs_dropout_prob is 0.1"),
+    ],
+)
+def test_the_implementation_suits_devices_and_model(name, platform, heads, rate, dtype, expected):
+    def chosen():
+        return choose(name, platform, heads, 768, rate, jnp.dtype(dtype))
+
+    if " " not in expected:
+        assert chosen() == expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            chosen()

@@ -73,13 +73,19 @@ def test_on_eight_devices_as_on_one():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_logits_of_the_whole_batch_are_never_in_memory():
-    batch, positions, width, vocabulary = 8, 2048, 16, 2048
-    hidden, labels, weights, table, bias = problem(batch, positions, width, vocabulary)
+def test_logits_of_the_whole_batch_are_never_in_memory(monkeypatch):
+    """And no larger part of them for a larger batch, beyond a chunk's limit."""
+    positions, width, vocabulary = 2048, 16, 2048
+    monkeypatch.setattr(cross_entropy, "LOGITS_PER_CHUNK", 512 * vocabulary)
+    temporaries, whole = {}, {}
+    for batch in (8, 16):
+        hidden, labels, weights, table, bias = problem(batch, positions, width, vocabulary)
 
-    def loss(hidden, table, bias):
-        return linear_cross_entropy(hidden, labels, weights, table, bias)[0]
+        def loss(hidden, table, bias, labels=labels, weights=weights):
+            return linear_cross_entropy(hidden, labels, weights, table, bias)[0]
 
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(hidden, table, bias).compile()
-    whole = batch * positions * vocabulary * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < whole / 4
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(hidden, table, bias).compile()
+        temporaries[batch] = compiled.memory_analysis().temp_size_in_bytes
+        whole[batch] = batch * positions * vocabulary * 4
+    assert temporaries[8] < whole[8] / 4
+    assert temporaries[16] - temporaries[8] < whole[8] / 16

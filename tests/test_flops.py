@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from retromae_jax import flops
-from retromae_jax.models.bert import BertConfig, BertLayer, MaskedLanguageModelHead
+from retromae_jax.models.bert import BertConfig, BertLayer, Computation, MaskedLanguageModelHead
 from retromae_jax.objectives.condenser import Condenser
 from retromae_jax.objectives.dupmae import DupMAE
 from retromae_jax.objectives.masked_lm import MaskedLM
@@ -24,7 +24,7 @@ def counted_by_xla(function, *shapes):
 
 @pytest.mark.parametrize("keys_per_query", [64, 192])
 def test_a_layer_does_what_xla_counts(keys_per_query):
-    layer = BertLayer(CONFIG, jnp.float32, nnx.Rngs(0))
+    layer = BertLayer(CONFIG, Computation(), nnx.Rngs(0))
     visible = np.ones((2, 1, keys_per_query), bool)
     expected = counted_by_xla(
         lambda queries, keys: layer(queries, keys, visible, None), (2, 128, 512), (2, keys_per_query, 512)

@@ -59,7 +59,11 @@ def test_dropout_is_uncorrelated_between_texts_positions_features_and_heads():
     for axis in range(3):
         assert abs(np.mean(dropped * np.roll(dropped, 1, axis))) < limit
     drop = dropout(range(16), 64)
-    kept = random_bits.kept(drop.attention_seeds(8)[..., None], drop.key_positions_BxL[:, None, None, :], 0.5)
+    kept = random_bits.kept(
+        random_bits.bits(drop.attention_seeds()[:, None], jnp.arange(8, dtype=jnp.uint32)[:, None])[..., None],
+        drop.key_positions_BxL[:, None, None, :],
+        0.5,
+    )
     signs = np.where(kept, 1.0, -1.0)
     assert abs(signs.mean()) < 4.5 / np.sqrt(signs.size)
     for axis in range(4):

@@ -137,9 +137,9 @@ def positions(key: str, length: int, bert: BertConfig) -> str | None:
     return None
 
 
-def enough_items(config: ConfigDict, items: int, unit: str, held_out: int) -> str | None:
+def enough_items(config: ConfigDict, items: int, unit: str) -> str | None:
     """A problem if the data cannot fill a batch beside the items held out."""
-    needed = held_out + config.batch_size
+    needed = config.validation_blocks + config.batch_size
     if items < needed:
         return (
             f"{config.data} has {items:,} {unit}; validation_blocks {config.validation_blocks} and batch_size "

@@ -7,7 +7,6 @@ it goes on from the newest checkpoint there.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import say, table
 from retromae_jax.models import parameters
+from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import POOLINGS, EncoderSettings
 from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw, learning_rate_schedule
@@ -42,7 +42,7 @@ def finetune(config: ConfigDict) -> None:
     tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
     checks.fit(
         checks.whole_numbers(config, batch_size=1, group_size=1, length_buckets=1, log_every=1, checkpoint_every=1),
-        checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1),
+        checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
         checks.batch(config),
@@ -67,7 +67,8 @@ def finetune(config: ConfigDict) -> None:
         config.seed,
     )
     settings = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
-    objective = Contrastive(bert, settings, config.temperature, jnp.dtype(config.compute_dtype))
+    computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
+    objective = Contrastive(bert, settings, config.temperature, computation)
     graph, shapes = parameters.structure(objective.model)
 
     order = BatchOrder(len(queries), config.batch_size, config.seed)

@@ -7,7 +7,6 @@ from the newest checkpoint there.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,7 +16,7 @@ from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
 from retromae_jax.data.blocks import TokenBlocks
-from retromae_jax.data.packing import RowMaker
+from retromae_jax.data.packing import SPECIAL_TOKENS, RowMaker, room_for_texts
 from retromae_jax.data.spans import SpanPairs
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import exits_on_input_error
@@ -25,6 +24,7 @@ from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say, table
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
+from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw, learning_rate_schedule
@@ -46,7 +46,9 @@ def pretrain(config: ConfigDict) -> None:
     # Settings, data and model, checked against each other before any work.
     checks.fit(
         checks.whole_numbers(config, batch_size=1, shape_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
-        checks.whole_numbers(config, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
+        checks.whole_numbers(
+            config, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1, seed=0
+        ),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
         checks.saving(config),
         checks.known("objective", config.objective, OBJECTIVES),
@@ -58,9 +60,6 @@ def pretrain(config: ConfigDict) -> None:
     bert = checks.model_sizes(config, source)
     tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
     vocabulary = Vocabulary.of(tokenizer)
-    # Held-out batches fit where the parts of a training batch do.
-    held_out_size = max(1, config.batch_size // config.accumulation_parts)
-    held_out_batches = -(-config.validation_blocks // held_out_size)
     checks.fit(
         checks.batch(config, config.accumulation_parts),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
@@ -68,21 +67,25 @@ def pretrain(config: ConfigDict) -> None:
         checks.same_vocabulary(config.data, blocks, tokenizer),
         checks.positions("block_length", config.block_length, bert),
         checks.maskable(config),
-        checks.enough_items(config, len(items), items.unit, held_out_batches * held_out_size),
+        checks.enough_items(config, len(items), items.unit),
     )
+    cut = np.maximum(blocks.lengths + SPECIAL_TOKENS - config.block_length, 0).sum() / blocks.lengths.sum()
+    if cut:
+        say(f"{config.data}: {cut:.1%} of the tokens are beyond block_length {config.block_length} and not read")
     mesh = parallel.data_mesh()
-    objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, jnp.dtype(config.compute_dtype))
+    computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, config.remat, config.attention)
+    objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, computation)
     graph, shapes = parameters.structure(objective.model)
 
     # Some items are held out; the others are trained on in an order that follows from the seed.
     shuffled = np.random.default_rng(config.seed).permutation(len(items))
-    held_out, trained_on = np.split(shuffled, [held_out_batches * held_out_size])
+    held_out, trained_on = np.split(shuffled, [config.validation_blocks])
     order = BatchOrder(len(trained_on), config.batch_size, config.seed)
     num_steps = number_of_steps(config.num_steps, config.num_epochs, len(trained_on), config.batch_size)
 
     maker = RowMaker(
         config.block_length,
-        config.pack_rows,
+        room_for_texts(blocks.lengths, config.block_length) if config.pack_rows else 1,
         config.shape_buckets,
         config.batch_size * items.texts_per_item,
         mesh.size * config.accumulation_parts,
@@ -112,7 +115,7 @@ def pretrain(config: ConfigDict) -> None:
     run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
     state = run.restore(state)
-    flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], objective.dtype)
+    flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], computation.dtype)
     summary = {
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "objective": config.objective,
@@ -129,12 +132,14 @@ def pretrain(config: ConfigDict) -> None:
     evaluate = evaluation_step(objective, graph, config.seed)
 
     def measure(state: TrainState) -> dict[str, float]:
-        measured = []
-        for number in range(held_out_batches):
-            items_here = np.arange(number * held_out_size, (number + 1) * held_out_size)
-            batch = batch_of(held_out[items_here], np.zeros_like(items_here), items_here, FIRST_HELD_OUT_SAMPLE)
+        measured, sizes = [], []
+        # Held-out batches fit where the parts of a training batch do.
+        for start in range(0, len(held_out), config.batch_size // config.accumulation_parts):
+            numbers = np.arange(start, min(start + config.batch_size // config.accumulation_parts, len(held_out)))
+            batch = batch_of(held_out[numbers], np.zeros_like(numbers), numbers, FIRST_HELD_OUT_SAMPLE)
             measured.append(evaluate(state.parameters, batch.arrays))
-        return {name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]}
+            sizes.append(len(numbers))
+        return {name: float(np.average([metrics[name] for metrics in measured], weights=sizes)) for name in measured[0]}
 
     with jax.set_mesh(mesh):
         loop.train(
@@ -146,7 +151,7 @@ def pretrain(config: ConfigDict) -> None:
             training_batch,
             "tokens",
             schedule,
-            measure if held_out_batches else None,
+            measure if len(held_out) else None,
             flops_per_second,
         )
 

@@ -4,6 +4,7 @@ The host ships token ids, the texts' lengths and their sample numbers; everythin
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,8 +14,24 @@ from retromae_jax.data.batches import padded_length
 
 # [CLS] and [SEP], which stand around every text.
 SPECIAL_TOKENS = 2
-# A row has room for this many texts, and for a text per so many tokens at most: room that is not used costs a little.
+# A row has room for this many texts, and for a text per so many tokens at most: room that is not used has a cost.
 MOST_TEXTS, LEAST_TOKENS = 16, 16
+
+
+def room_for_texts(lengths: np.ndarray, row_length: int) -> int:
+    """How many texts a row should have room for: twice as many as texts of average length would fill it.
+
+    Args:
+        lengths: tokens of each text of the data, without special tokens.
+        row_length: tokens of a row; longer texts are cut.
+
+    Returns:
+        1 where no two texts fit into one row.
+    """
+    tokens_N = np.minimum(lengths + SPECIAL_TOKENS, row_length)
+    fitting = row_length // int(tokens_N.min())
+    wanted = math.ceil(2 * row_length / float(tokens_N.mean()))
+    return max(1, min(fitting, wanted, MOST_TEXTS, row_length // LEAST_TOKENS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +40,16 @@ class RowMaker:
 
     Attributes:
         length: longest row, L; longer texts are cut.
-        share_rows: whether several texts may share a row. Rows then have `length` tokens, and their number differs
-            between batches; otherwise each text has a row, and their length differs.
+        texts: texts that a row has room for, T. Rows have `length` tokens, and their number differs between batches;
+            with 1, there is a row for each text, and their length differs.
         shapes: how many shapes there may be.
         batch_size: texts of a batch.
-        row_multiple: the number of rows is a multiple of it, so that they divide over devices; `batch_size` must be.
+        row_multiple: the number of rows is a multiple of it, so that they divide over devices.
         cls_id, sep_id, pad_id: ids of [CLS], [SEP] and [PAD].
     """
 
     length: int
-    share_rows: bool
+    texts: int
     shapes: int
     batch_size: int
     row_multiple: int
@@ -43,10 +60,10 @@ class RowMaker:
     def layout(self, texts: Sequence[np.ndarray]) -> "Layout":
         """Where the texts of a batch stand."""
         tokens_N = np.array([len(text) + SPECIAL_TOKENS for text in texts])
-        if not self.share_rows:
-            return one_text_a_row(tokens_N, self.length, self.shapes)
+        if self.texts == 1:
+            return one_text_a_row(tokens_N, self.length, self.row_multiple, self.shapes)
         steps = -(-self.batch_size // (self.shapes * self.row_multiple))
-        return packed(tokens_N, self.length, steps * self.row_multiple)
+        return packed(tokens_N, self.length, self.texts, self.row_multiple, steps)
 
     def rows(
         self, layout: "Layout", texts: Sequence[np.ndarray], samples_N: np.ndarray, own: slice
@@ -77,29 +94,32 @@ class Layout(NamedTuple):
     tokens_N: np.ndarray
 
 
-def one_text_a_row(tokens_N: np.ndarray, limit: int, buckets: int) -> Layout:
+def one_text_a_row(tokens_N: np.ndarray, limit: int, row_multiple: int, buckets: int) -> Layout:
     """Gives every text a row of its own, all of the same length.
 
     Args:
         tokens_N: int, tokens of each text, [CLS] and [SEP] included.
         limit: longest row; longer texts are cut.
+        row_multiple: empty rows make their number a multiple of it.
         buckets: number of row lengths that there may be.
     """
     length = padded_length(min(int(tokens_N.max()), limit), limit, buckets)
     zeros_N = np.zeros(len(tokens_N), np.int64)
-    return Layout(len(tokens_N), length, 1, np.arange(len(tokens_N)), zeros_N, zeros_N, np.minimum(tokens_N, length))
+    rows = -(-len(tokens_N) // row_multiple) * row_multiple
+    return Layout(rows, length, 1, np.arange(len(tokens_N)), zeros_N, zeros_N, np.minimum(tokens_N, length))
 
 
-def packed(tokens_N: np.ndarray, length: int, row_step: int) -> Layout:
+def packed(tokens_N: np.ndarray, length: int, texts: int, row_multiple: int, steps: int = 1) -> Layout:
     """Puts texts into rows, longest first, each into the first row that has room for it (first fit decreasing).
 
     Args:
         tokens_N: int, tokens of each text, [CLS] and [SEP] included.
         length: tokens of a row; longer texts are cut.
-        row_step: the number of rows is a multiple of it, so that there are few shapes to compile.
+        texts: texts that a row has room for.
+        row_multiple: devices, or parts of them, that the rows are dealt out to in equal numbers.
+        steps: the number of rows is a multiple of so many times that, so that there are few shapes to compile.
     """
     tokens_N = np.minimum(tokens_N, length)
-    texts = max(1, min(MOST_TEXTS, length // LEAST_TOKENS))
     free_R = np.full(len(tokens_N), length)
     count_R = np.zeros(len(tokens_N), np.int64)
     row_N, slot_N, start_N = (np.empty(len(tokens_N), np.int64) for _ in range(3))
@@ -109,9 +129,9 @@ def packed(tokens_N: np.ndarray, length: int, row_step: int) -> Layout:
         count_R[row] += 1
         # A row with as many texts as it may have is full.
         free_R[row] = free_R[row] - tokens_N[text] if count_R[row] < texts else 0
-    rows = -(-(int(row_N.max()) + 1) // row_step) * row_step
+    rows = -(-(int(row_N.max()) + 1) // (steps * row_multiple)) * (steps * row_multiple)
     # The first rows are the fullest: dealt out in turn, they give each device as much to do.
-    row_N = row_N % row_step * (rows // row_step) + row_N // row_step
+    row_N = row_N % row_multiple * (rows // row_multiple) + row_N // row_multiple
     return Layout(rows, length, texts, row_N, slot_N, start_N, tokens_N)
 
 

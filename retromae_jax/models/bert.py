@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from retromae_jax.attention import attention
+from retromae_jax.attention import AUTOMATIC, attention, choose
 from retromae_jax.errors import InputError
 from retromae_jax.linear import Linear
 from retromae_jax.random_bits import Dropout
@@ -89,6 +90,52 @@ class BertConfig:
         return cls(**(MODEL_TYPES[model_type] | given))
 
 
+class Computation(NamedTuple):
+    """How a model is computed; what it computes is the same but for rounding.
+
+    Attributes:
+        dtype: of activations.
+        remat: compute activations of the encoder's, and a Condenser head's, layers again in the backward pass instead
+            of keeping them.
+        attention: one of `retromae_jax.attention.IMPLEMENTATIONS`.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    attention: str = "plain"
+
+    @classmethod
+    def on(
+        cls,
+        platform: str,
+        config: BertConfig,
+        dtype: str = "float32",
+        remat: bool = False,
+        attention: str = AUTOMATIC,
+    ) -> "Computation":
+        """How a model is computed on a kind of device.
+
+        Args:
+            platform: of the devices: cpu, gpu or tpu.
+            config: sizes of the model.
+            dtype: float32 or bfloat16.
+            remat: as above.
+            attention: as above, or `auto`, which takes what suits the platform.
+
+        Raises:
+            InputError: if the implementation of attention cannot compute the model.
+        """
+        chosen = choose(
+            attention,
+            platform,
+            config.num_attention_heads,
+            config.hidden_size,
+            config.attention_probs_dropout_prob,
+            jnp.dtype(dtype),
+        )
+        return cls(jnp.dtype(dtype), remat, chosen)
+
+
 class Embeddings(nnx.Module):
     """The embedding block: word + position + token type, LayerNorm, dropout."""
 
@@ -111,26 +158,31 @@ class Embeddings(nnx.Module):
 
     def positions(self, positions_BxL: jax.Array) -> jax.Array:
         """Embeddings of positions in a text, the first of which is 0, [B, L, D]."""
-        return self.position_embeddings.embedding[positions_BxL + self.first_position].astype(self.dtype)
+        return self._positions(positions_BxL).astype(self.dtype)
+
+    def _positions(self, positions_BxL: jax.Array) -> jax.Array:
+        return self.position_embeddings.embedding[positions_BxL + self.first_position]
 
     def __call__(self, inputs_BxLxD: jax.Array, positions_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
         """Embeds inputs that stand where word embeddings stand, [B, L, D] -> [B, L, D]."""
-        x_BxLxD = inputs_BxLxD + self.positions(positions_BxL)
-        x_BxLxD = x_BxLxD + self.token_type_embeddings.embedding[0].astype(self.dtype)
+        # All tokens have the same type: in float32, like the sum over them of its gradient.
+        added_BxLxD = self._positions(positions_BxL) + self.token_type_embeddings.embedding[0]
+        x_BxLxD = inputs_BxLxD + added_BxLxD.astype(self.dtype)
         return drop(self.layer_norm(x_BxLxD), self.dropout_rate, dropout)
 
 
 class Attention(nnx.Module):
     """Multi-head attention, then projection, dropout, residual from the query stream and LayerNorm."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
         size = config.hidden_size
         self.query = linear(size, size, config, rngs)
         self.key = linear(size, size, config, rngs)
         self.value = linear(size, size, config, rngs)
         self.output = linear(size, size, config, rngs)
-        self.layer_norm = layer_norm(config, dtype, rngs)
+        self.layer_norm = layer_norm(config, computation.dtype, rngs)
         self.heads = config.num_attention_heads
+        self.implementation = computation.attention
         self.probabilities_dropout_rate = config.attention_probs_dropout_prob
         self.dropout_rate = config.hidden_dropout_prob
 
@@ -141,6 +193,7 @@ class Attention(nnx.Module):
             return x.reshape(*x.shape[:2], self.heads, -1)
 
         mixed_BxLxHxK = attention(
+            self.implementation,
             split(self.query(queries_BxLxD)),
             split(self.key(keys_BxMxD)),
             split(self.value(keys_BxMxD)),
@@ -170,9 +223,9 @@ class FeedForward(nnx.Module):
 class BertLayer(nnx.Module):
     """One transformer layer; keys and values may come from a stream of their own."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention = Attention(config, dtype, rngs)
-        self.feed_forward = FeedForward(config, dtype, rngs)
+    def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
+        self.attention = Attention(config, computation, rngs)
+        self.feed_forward = FeedForward(config, computation.dtype, rngs)
 
     def __call__(
         self, queries_BxLxD: jax.Array, keys_BxMxD: jax.Array, visible: jax.Array, dropout: Dropout | None
@@ -196,15 +249,14 @@ class Bert(nnx.Module):
 
     Args:
         config: sizes.
-        dtype: of activations.
+        computation: how it is computed.
         rngs: of fresh parameters.
-        remat: compute the layers' activations again in the backward pass instead of keeping them.
     """
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs, remat: bool = False):
-        self.embeddings = Embeddings(config, dtype, rngs)
-        self.layers = nnx.List([BertLayer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
-        self.remat = remat
+    def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, computation.dtype, rngs)
+        self.layers = nnx.List([BertLayer(config, computation, rngs) for _ in range(config.num_hidden_layers)])
+        self.remat = computation.remat
 
     def hidden_states(
         self, rows: Rows, dropout: Dropout | None = None, last_at_RxK: jax.Array | None = None

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from retromae_jax.models.bert import BertConfig, BertLayer, run_layers
+from retromae_jax.models.bert import BertConfig, BertLayer, Computation, run_layers
 from retromae_jax.random_bits import Dropout
 from retromae_jax.rows import Rows
 
@@ -15,10 +15,12 @@ class CondenserHead(nnx.Module):
     Args:
         config: sizes of the encoder, which the layers share.
         layers: how many.
+        computation: how it is computed.
     """
 
-    def __init__(self, config: BertConfig, layers: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.layers = nnx.List([BertLayer(config, dtype, rngs) for _ in range(layers)])
+    def __init__(self, config: BertConfig, layers: int, computation: Computation, rngs: nnx.Rngs):
+        self.layers = nnx.List([BertLayer(config, computation, rngs) for _ in range(layers)])
+        self.remat = computation.remat
 
     def __call__(
         self,
@@ -42,4 +44,4 @@ class CondenserHead(nnx.Module):
         """
         is_first_RxL = rows.is_token_RxL & (rows.position_RxL == 0)
         x_RxLxD = jnp.where(is_first_RxL[:, :, None], rows.of_text(sentence_RxTxD), early_RxLxD)
-        return run_layers(self.layers, x_RxLxD, rows.visible(), dropout, last_at_RxK)[-1]
+        return run_layers(self.layers, x_RxLxD, rows.visible(), dropout, last_at_RxK, self.remat)[-1]

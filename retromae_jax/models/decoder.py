@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from retromae_jax.errors import InputError
-from retromae_jax.models.bert import BertConfig, BertLayer, Embeddings
+from retromae_jax.models.bert import BertConfig, BertLayer, Computation, Embeddings
 from retromae_jax.random_bits import Dropout
 from retromae_jax.rows import Rows
 
@@ -25,10 +25,10 @@ class EnhancedDecoder(nnx.Module):
             the sentence embedding through the whole embedding block (DupMAE, BGE).
     """
 
-    def __init__(self, config: BertConfig, query: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, query: str, computation: Computation, rngs: nnx.Rngs):
         if query not in DECODER_QUERIES:
             raise InputError(f"decoder_query {query!r} is unknown; known are {', '.join(DECODER_QUERIES)}")
-        self.layer = BertLayer(config, dtype, rngs)
+        self.layer = BertLayer(config, computation, rngs)
         self.query = query
 
     def __call__(

@@ -27,7 +27,7 @@ class CoCondenser(Condenser):
         Of a part of a batch, the sum of both has the right gradient, but the metric `contrastive_loss` is the whole
         batch's divided by the number of parts.
         """
-        encoded = encode(model.bert, inputs.corrupted, inputs.labels_RxL, limit, dropout)
+        encoded = self.encode(model, inputs, limit, dropout)
         loss, metrics = self.condense(model, inputs, encoded, limit, whole, dropout)
         if whole:
             # The gradient by these sentence embeddings is known already; the loss is given the same gradient.

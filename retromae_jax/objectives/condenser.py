@@ -6,26 +6,26 @@ Gao and Callan, 2021, "Condenser: a Pre-training Architecture for Dense Retrieva
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from retromae_jax import flops
 from retromae_jax.errors import InputError
-from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.condenser import CondenserHead
+from retromae_jax.objectives import masked_lm
 from retromae_jax.objectives.masked_lm import MaskedLM, MaskedTexts
 from retromae_jax.objectives.prediction import Encoded, Prediction, encode, labelled, prediction_loss
 from retromae_jax.random_bits import Dropout
+from retromae_jax.rows import take
 
 
-class Model(nnx.Module):
+class Model(masked_lm.Model):
     """Encoder, masked-language-model head and Condenser head."""
 
-    def __init__(self, config: BertConfig, head_layers: int, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
-        self.bert = Bert(config, dtype, rngs, remat)
-        self.head = MaskedLanguageModelHead(config, dtype, rngs)
-        self.condenser_head = CondenserHead(config, head_layers, dtype, rngs)
+    def __init__(self, config: BertConfig, head_layers: int, computation: Computation, rngs: nnx.Rngs):
+        super().__init__(config, computation, rngs)
+        self.condenser_head = CondenserHead(config, head_layers, computation, rngs)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -54,23 +54,29 @@ class Condenser(MaskedLM):
 
     def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""
-        return Model(self.config, self.head_layers, self.dtype, self.remat, rngs)
+        return Model(self.config, self.head_layers, self.computation, rngs)
 
     def forward_flops(self, tokens_N: np.ndarray) -> float:
         masked_N = self.masked_tokens(tokens_N)
         full = (self.head_layers - 1) * flops.layer_flops(self.config, tokens_N, tokens_N)
         last = flops.layer_flops(self.config, masked_N, tokens_N, tokens_N)
-        late = flops.head_flops(self.config, masked_N) if self.late_masked_lm else 0.0
-        # The encoder's count holds one pass of the masked tokens through the vocabulary already.
-        return super().forward_flops(tokens_N) + full + last + late
+        count = super().forward_flops(tokens_N) + full + last
+        # The encoder's count holds one pass of the masked tokens through its last layer and the vocabulary already.
+        if self.late_masked_lm:
+            return count + flops.head_flops(self.config, masked_N)
+        return count - flops.layer_flops(self.config, masked_N, tokens_N, np.zeros_like(masked_N))
 
     def losses(
         self, model: Model, inputs: MaskedTexts, limit: int, whole: dict[str, jax.Array], dropout: Dropout | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of the head's and, with `late_masked_lm`, the last layer's loss; arguments as for `MaskedLM`."""
-        encoded = encode(model.bert, inputs.corrupted, inputs.labels_RxL, limit, dropout)
+        encoded = self.encode(model, inputs, limit, dropout)
         loss, metrics = self.condense(model, inputs, encoded, limit, whole, dropout)
         return loss, {"loss": loss, **metrics}
+
+    def encode(self, model: Model, inputs: MaskedTexts, limit: int, dropout: Dropout | None) -> Encoded:
+        """Encodes masked texts; the last layer's states at the masked positions only if they are predicted from."""
+        return encode(model.bert, inputs.corrupted, inputs.labels_RxL, limit if self.late_masked_lm else 0, dropout)
 
     def condense(
         self,
@@ -86,7 +92,8 @@ class Condenser(MaskedLM):
         predicted_RxKxD = model.condenser_head(
             encoded.sentence_RxTxD, encoded.states[self.skip_from], inputs.corrupted, dropout, at_RxK
         )
-        predictions = {"head": Prediction(predicted_RxKxD, encoded.labels_RxK, whole.get("encoder"))}
+        labels_RxK = take(inputs.labels_RxL, at_RxK)
+        predictions = {"head": Prediction(predicted_RxKxD, labels_RxK, whole.get("encoder"))}
         if self.late_masked_lm:
-            predictions["encoder"] = Prediction(encoded.masked_RxKxD, encoded.labels_RxK, whole.get("encoder"))
+            predictions["encoder"] = Prediction(encoded.masked_RxKxD, labels_RxK, whole.get("encoder"))
         return prediction_loss(model.bert, model.head, predictions)

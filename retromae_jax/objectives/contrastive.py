@@ -6,7 +6,7 @@ import optax
 from flax import nnx
 
 from retromae_jax import random_bits
-from retromae_jax.models.bert import Bert, BertConfig
+from retromae_jax.models.bert import Bert, BertConfig, Computation
 from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.rows import Rows
 
@@ -14,8 +14,8 @@ from retromae_jax.rows import Rows
 class Model(nnx.Module):
     """The encoder, shared by queries and passages."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.bert = Bert(config, dtype, rngs)
+    def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
+        self.bert = Bert(config, computation, rngs)
 
 
 def contrastive_loss(
@@ -44,7 +44,7 @@ class Contrastive:
         config: sizes of the encoder.
         settings: pooling and normalization.
         temperature: scores are divided by it.
-        dtype: of activations.
+        computation: how the encoder is computed.
     """
 
     def __init__(
@@ -52,13 +52,14 @@ class Contrastive:
         config: BertConfig,
         settings: EncoderSettings,
         temperature: float,
-        dtype: jnp.dtype = jnp.float32,
+        computation: Computation,
     ):
-        self.config, self.settings, self.temperature, self.dtype = config, settings, temperature, dtype
+        self.config, self.settings = config, settings
+        self.temperature, self.computation = temperature, computation
 
     def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""
-        return Model(self.config, self.dtype, rngs)
+        return Model(self.config, self.computation, rngs)
 
     def loss(self, model: Model, batch: dict, seed: int, axis: str) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of this device's queries against the passages of all devices on the mapped axis.

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from retromae_jax import flops, masking
-from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
+from retromae_jax.models.bert import Bert, BertConfig, Computation, MaskedLanguageModelHead
 from retromae_jax.objectives.prediction import IGNORED, Prediction, encode, masked_limit, prediction_loss
 from retromae_jax.random_bits import Dropout
 from retromae_jax.rows import Rows
@@ -21,9 +21,9 @@ from retromae_jax.rows import Rows
 class Model(nnx.Module):
     """Encoder and masked-language-model head."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
-        self.bert = Bert(config, dtype, rngs, remat)
-        self.head = MaskedLanguageModelHead(config, dtype, rngs)
+    def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
+        self.bert = Bert(config, computation, rngs)
+        self.head = MaskedLanguageModelHead(config, computation.dtype, rngs)
 
 
 class MaskedTexts(NamedTuple):
@@ -45,8 +45,7 @@ class MaskedLM:
     Attributes:
         config: sizes of the encoder.
         vocabulary: the tokenizer's, for masking.
-        dtype: of activations.
-        remat: compute the encoder layers' activations again in the backward pass instead of keeping them.
+        computation: how the model is computed.
         encoder_mask_probability: share of tokens masked for the encoder.
     """
 
@@ -55,21 +54,22 @@ class MaskedLM:
 
     config: BertConfig
     vocabulary: masking.Vocabulary
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    computation: Computation = dataclasses.field(default_factory=Computation)
     # What follows are keys of a recipe's config.
     _: dataclasses.KW_ONLY
     encoder_mask_probability: float = 0.15
 
     @classmethod
-    def from_config(cls, config: Any, bert: BertConfig, vocabulary: masking.Vocabulary, dtype: jnp.dtype) -> "MaskedLM":
+    def from_config(
+        cls, config: Any, bert: BertConfig, vocabulary: masking.Vocabulary, computation: Computation
+    ) -> "MaskedLM":
         """The objective with the settings that a recipe's config names."""
         settings = {field.name: config[field.name] for field in dataclasses.fields(cls) if field.kw_only}
-        return cls(bert, vocabulary, dtype, config.remat, **settings)
+        return cls(bert, vocabulary, computation, **settings)
 
     def model(self, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the model with fresh parameters."""
-        return Model(self.config, self.dtype, self.remat, rngs)
+        return Model(self.config, self.computation, rngs)
 
     def loss(
         self, model: nnx.Module, rows: Rows, whole: dict[str, jax.Array] | None = None

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from retromae_jax import flops, masking
-from retromae_jax.models.bert import Bert, BertConfig, MaskedLanguageModelHead
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.decoder import EnhancedDecoder
+from retromae_jax.objectives import masked_lm
 from retromae_jax.objectives.masked_lm import MaskedLM
 from retromae_jax.objectives.prediction import IGNORED, Encoded, Prediction, encode, prediction_loss
 from retromae_jax.random_bits import Dropout
@@ -40,13 +41,12 @@ class Inputs(NamedTuple):
     decoder_labels_RxL: jax.Array
 
 
-class Model(nnx.Module):
+class Model(masked_lm.Model):
     """Encoder, masked-language-model head and enhanced decoder."""
 
-    def __init__(self, config: BertConfig, decoder_query: str, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
-        self.bert = Bert(config, dtype, rngs, remat)
-        self.head = MaskedLanguageModelHead(config, dtype, rngs)
-        self.decoder = EnhancedDecoder(config, decoder_query, dtype, rngs)
+    def __init__(self, config: BertConfig, decoder_query: str, computation: Computation, rngs: nnx.Rngs):
+        super().__init__(config, computation, rngs)
+        self.decoder = EnhancedDecoder(config, decoder_query, computation, rngs)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -65,7 +65,7 @@ class RetroMAE(MaskedLM):
 
     def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""
-        return Model(self.config, self.decoder_query, self.dtype, self.remat, rngs)
+        return Model(self.config, self.decoder_query, self.computation, rngs)
 
     def evaluate(self, model: Model, rows: Rows) -> dict[str, jax.Array]:
         """Metrics of held-out texts without dropout, and the reconstruction gain.

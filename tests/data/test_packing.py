@@ -4,7 +4,7 @@ import pytest
 
 from retromae_jax import parallel
 from retromae_jax.data.batches import BatchOrder
-from retromae_jax.data.packing import MOST_TEXTS, RowMaker, fill, one_text_a_row, packed
+from retromae_jax.data.packing import RowMaker, fill, one_text_a_row, packed, room_for_texts
 
 
 def texts_of(tokens, seed=0):
@@ -17,7 +17,7 @@ def test_packed_texts_are_whole_in_order_and_apart(seed):
     generator = np.random.default_rng(seed)
     tokens = generator.integers(2, 90, 64)
     texts, samples = texts_of(tokens), np.arange(64) + 1000
-    layout = packed(tokens, length=80, row_step=4)
+    layout = packed(tokens, length=80, texts=5, row_multiple=4)
     batch = fill(layout, texts, samples, slice(0, layout.rows), cls_id=1, sep_id=2, pad_id=0)
     assert layout.rows % 4 == 0 and batch["token_ids"].shape == (layout.rows, 80)
     assert batch["lengths"].shape == batch["samples"].shape == (layout.rows, layout.texts)
@@ -35,26 +35,34 @@ def test_packed_texts_are_whole_in_order_and_apart(seed):
 
 def test_packing_leaves_little_room():
     tokens = np.minimum(np.random.default_rng(0).lognormal(4.8, 0.7, 512).astype(int) + 3, 512)
-    layout = packed(tokens, 512, row_step=1)
+    layout = packed(tokens, 512, texts=16, row_multiple=1)
     assert tokens.sum() > 0.97 * layout.rows * 512
     # Very short texts do not fill rows beyond the texts that a row has room for.
-    assert packed(np.full(100, 3), 512, 1).rows == -(-100 // MOST_TEXTS)
+    assert packed(np.full(100, 3), 512, 16, 1).rows == -(-100 // 16)
 
 
 def test_one_text_a_row():
-    layout = one_text_a_row(np.array([5, 30, 12]), limit=40, buckets=4)
+    layout = one_text_a_row(np.array([5, 30, 12]), limit=40, row_multiple=1, buckets=4)
     batch = fill(layout, texts_of([5, 30, 12]), np.arange(3), slice(0, 3), 1, 2, 0)
     assert batch["token_ids"].shape == (3, 30)
     assert batch["lengths"].tolist() == [[5], [30], [12]]
-    cut = one_text_a_row(np.array([5, 99]), limit=40, buckets=4)
+    cut = one_text_a_row(np.array([5, 99]), limit=40, row_multiple=1, buckets=4)
     assert cut.length == 40
+    # Rows without a text fill up the number that divides over devices.
+    filled = one_text_a_row(np.array([5, 9, 7]), limit=40, row_multiple=2, buckets=4)
+    assert fill(filled, texts_of([5, 9, 7]), np.arange(3), slice(0, 4), 1, 2, 0)["lengths"].tolist() == [
+        [5],
+        [9],
+        [7],
+        [0],
+    ]
     assert fill(cut, texts_of([5, 99]), np.arange(2), slice(0, 2), 1, 2, 0)["token_ids"][1, [0, 39]].tolist() == [1, 2]
 
 
 def test_processes_make_parts_of_one_batch_and_read_no_other_texts():
     tokens = np.random.default_rng(1).integers(3, 60, 40)
     texts, samples = texts_of(tokens), np.arange(40)
-    layout = packed(tokens, 64, row_step=4)
+    layout = packed(tokens, 64, texts=4, row_multiple=4)
     ids = {"cls_id": 1, "sep_id": 2, "pad_id": 0}
     whole = fill(layout, texts, samples, slice(0, layout.rows), **ids)
     half = layout.rows // 2
@@ -67,11 +75,11 @@ def test_processes_make_parts_of_one_batch_and_read_no_other_texts():
             np.testing.assert_array_equal(array, whole[name][own])
 
 
-@pytest.mark.parametrize("share_rows", [False, True])
-def test_hosts_read_every_text_once_in_each_pass(monkeypatch, share_rows):
+@pytest.mark.parametrize("texts_a_row", [1, 2])
+def test_hosts_read_every_text_once_in_each_pass(monkeypatch, texts_a_row):
     """Though batches span passes, and rows are dealt to hosts."""
     texts = [np.full(length, 100 + text) for text, length in enumerate(np.random.default_rng(0).integers(1, 30, 44))]
-    maker = RowMaker(32, share_rows, 2, batch_size=16, row_multiple=4, cls_id=1, sep_id=2, pad_id=0)
+    maker = RowMaker(32, texts_a_row, 2, batch_size=16, row_multiple=4, cls_id=1, sep_id=2, pad_id=0)
     order = BatchOrder(len(texts), batch_size=16, seed=0)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     passes = 4
@@ -95,9 +103,19 @@ def test_hosts_read_every_text_once_in_each_pass(monkeypatch, share_rows):
     assert all(read.values())
 
 
-def test_full_rows_are_dealt_out_to_devices_in_turn():
+@pytest.mark.parametrize("steps, rows, expected", [(1, 12, [188, 188, 128, 128]), (2, 16, [188, 188, 128, 128])])
+def test_full_rows_are_dealt_out_to_devices_in_turn(steps, rows, expected):
+    """Those of a batch that is padded to one of few numbers of rows, too."""
     tokens = np.concatenate([np.full(8, 64), np.full(4, 30)])
-    layout = packed(tokens, 64, row_step=4)
+    layout = packed(tokens, 64, texts=4, row_multiple=4, steps=steps)
     used = np.zeros(layout.rows, int)
     np.add.at(used, layout.row_N, layout.tokens_N)
-    assert layout.rows == 12 and used.reshape(4, 3).sum(axis=1).tolist() == [188, 188, 128, 128]
+    assert layout.rows == rows and used.reshape(4, -1).sum(axis=1).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "lengths, expected",
+    [([510, 510], 1), ([510, 510, 300], 1), ([510, 510, 510, 100], 3), ([60] * 9, 8), ([5] * 9, 16), ([900, 2], 4)],
+)
+def test_rows_have_room_for_the_texts_that_the_data_has(lengths, expected):
+    assert room_for_texts(np.array(lengths), 512) == expected

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from retromae_jax.checkpoints import huggingface
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import Bert, BertConfig
+from retromae_jax.models.bert import Bert, BertConfig, Computation
 from retromae_jax.objectives import contrastive
 from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.rows import take
@@ -67,7 +67,7 @@ def test_random_weights_give_the_states_and_logits_of_pytorch(batch, model_type,
 def test_a_real_checkpoint_gives_the_states_of_pytorch(minilm_directory, batch):
     theirs = transformers.BertModel.from_pretrained(minilm_directory).eval()
     config = BertConfig.from_huggingface(huggingface.read_config(minilm_directory), "minilm")
-    graph, shapes = parameters.structure(lambda rngs: contrastive.Model(config, jnp.float32, rngs))
+    graph, shapes = parameters.structure(lambda rngs: contrastive.Model(config, Computation(), rngs))
     tensors = load_file(minilm_directory / "model.safetensors")
     loaded, report = huggingface.from_huggingface(tensors, shapes, "minilm")
     assert not report.fresh
@@ -83,8 +83,8 @@ def test_bfloat16_stays_close_to_float32():
     config = BertConfig(64, 32, 2, 4, 64)
     states = []
     for dtype in (jnp.float32, jnp.bfloat16):
-        graph, _ = parameters.structure(lambda rngs, dtype=dtype: Bert(config, dtype, rngs))
-        weights = parameters.initialize(lambda rngs: Bert(config, jnp.float32, rngs), seed=0)
+        graph, _ = parameters.structure(lambda rngs, dtype=dtype: Bert(config, Computation(dtype), rngs))
+        weights = parameters.initialize(lambda rngs: Bert(config, Computation(), rngs), seed=0)
         assert {value.dtype for value in weights.values()} == {jnp.dtype("float32")}
         hidden = parameters.bind(graph, weights)(rows(np.arange(20).reshape(2, 10)))
         assert hidden.dtype == dtype
@@ -102,8 +102,8 @@ def test_the_last_layer_at_some_positions_equals_the_whole_layer_there(lengths):
     def states(weights, at):
         return parameters.bind(graph, weights).hidden_states(texts, texts.dropout(), at)
 
-    graph, _ = parameters.structure(lambda rngs: Bert(CONFIG, jnp.float32, rngs))
-    weights = parameters.initialize(lambda rngs: Bert(CONFIG, jnp.float32, rngs), seed=0)
+    graph, _ = parameters.structure(lambda rngs: Bert(CONFIG, Computation(), rngs))
+    weights = parameters.initialize(lambda rngs: Bert(CONFIG, Computation(), rngs), seed=0)
     whole, some = jax.jit(states)(weights, None), jax.jit(states)(weights, at)
     assert some[-1].shape == (2, 5, CONFIG.hidden_size)
     np.testing.assert_allclose(some[-1], take(whole[-1], at), rtol=1e-5, atol=1e-6)
@@ -113,10 +113,10 @@ def test_the_last_layer_at_some_positions_equals_the_whole_layer_there(lengths):
 def test_remat_keeps_less_for_the_same_gradients():
     """Layers that are computed again draw the same dropout again."""
     texts = rows(np.random.default_rng(0).integers(4, 60, (16, 32)))
-    weights = parameters.initialize(lambda rngs: Bert(CONFIG, jnp.float32, rngs), seed=0)
+    weights = parameters.initialize(lambda rngs: Bert(CONFIG, Computation(), rngs), seed=0)
     gradients, kept = {}, {}
     for remat in (False, True):
-        graph, _ = parameters.structure(lambda rngs, remat=remat: Bert(CONFIG, jnp.float32, rngs, remat))
+        graph, _ = parameters.structure(lambda rngs, remat=remat: Bert(CONFIG, Computation(remat=remat), rngs))
 
         def loss(weights, graph=graph):
             return jnp.mean(parameters.bind(graph, weights)(texts, texts.dropout()) ** 3)

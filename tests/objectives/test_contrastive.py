@@ -6,7 +6,7 @@ import pytest
 
 from retromae_jax import parallel
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.objectives import contrastive
 from retromae_jax.objectives.contrastive import Contrastive, contrastive_loss
@@ -22,7 +22,7 @@ def test_golden_vectors_and_losses(golden_directory, name, normalize):
     case = GoldenCase(golden_directory)
     expected = case.expected[name]
     assert expected["normalized"] == normalize
-    graph, weights = case.load(lambda rngs: contrastive.Model(case.config, jnp.float32, rngs))
+    graph, weights = case.load(lambda rngs: contrastive.Model(case.config, Computation(), rngs))
     model = parameters.bind(graph, weights)
     batch, vectors = case.arrays("biencoder_batch.npz"), case.arrays(f"{name}_reps.npz")
 
@@ -58,7 +58,7 @@ def test_eight_devices_train_as_one():
         "passage_lengths": generator.integers(3, length + 1, queries * group).astype(np.int32),
         "samples": np.arange(queries, dtype=np.uint32),
     }
-    objective = Contrastive(CONFIG, EncoderSettings("cls", True, length), temperature=0.1)
+    objective = Contrastive(CONFIG, EncoderSettings("cls", True, length), 0.1, Computation())
     graph, shapes = parameters.structure(objective.model)
     optimizer = optax.sgd(0.5)  # proportional to the gradients, unlike Adam
     results = {}

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.decoder import EnhancedDecoder
 from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.rows import Rows
@@ -83,4 +83,4 @@ def test_embedded_queries_pass_through_the_embedding_block():
     raw = model.decoder(sentence, texts, visible, model.bert.embeddings, None)
     assert np.max(np.abs(embedded - raw)) > 0.1
     with pytest.raises(ValueError, match="decoder_query 'other' is unknown"):
-        EnhancedDecoder(CONFIG, "other", jnp.float32, nnx.Rngs(0))
+        EnhancedDecoder(CONFIG, "other", Computation(), nnx.Rngs(0))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -24,7 +25,9 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
+from retromae_jax.models.bert import Computation
 from retromae_jax.retrieval.encode import encode_texts
+from retromae_jax.training import pretraining_step
 from tests.small import compilations
 from train import demo_data
 from train.export import export
@@ -107,6 +110,55 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_options_reach_the_step_and_leave_the_run_as_it_is(pretrained, tmp_path, monkeypatch):
+    steps = []
+
+    def spied(objective, graph, optimizer, seed, parts):
+        steps.append((objective.computation, parts))
+        return pretraining_step(objective, graph, optimizer, seed, parts)
+
+    monkeypatch.setattr("train.pretrain.pretraining_step", spied)
+    common = {"batch_size": 16, "num_steps": 2, "log_every": 1, "checkpoint_every": 2, "validation_blocks": 12}
+    changes = {
+        "plain": {},
+        "other": {"accumulation_parts": 2, "remat": True, "pack_rows": False, "attention": "plain"},
+        "bfloat16": {"compute_dtype": "bfloat16"},
+    }
+    logs = {}
+    for name, changed in changes.items():
+        pretrain(tiny("wiki", workdir=str(tmp_path / name), **common, **changed))
+        logs[name] = metrics_of(tmp_path / name)
+    assert steps == [
+        (Computation(jnp.dtype("float32"), remat=False, attention="cached"), 1),
+        (Computation(jnp.dtype("float32"), remat=True, attention="plain"), 2),
+        (Computation(jnp.dtype("bfloat16"), remat=False, attention="cached"), 1),
+    ]
+    for name, tolerance in (("other", 1e-5), ("bfloat16", 0.02)):
+        for found, expected in zip(logs[name], logs["plain"], strict=True):
+            assert found["step"] == expected["step"] and found.keys() == expected.keys()
+            for key in (key for key in expected if key.endswith("loss")):
+                # Held-out batches are as large as parts, and the mean over them is not quite that over labels.
+                share = 10 if key.startswith("held_out") else 1
+                assert found[key] == pytest.approx(expected[key], rel=share * tolerance), key
+    assert logs["bfloat16"] != logs["plain"]
+
+
+def test_continued_pretraining_starts_from_all_that_is_there(pretrained, tmp_path, capsys):
+    export(str(pretrained), tmp_path / "exported")
+    last = metrics_of(pretrained)[-1]
+    for init in (str(pretrained), str(tmp_path / "exported")):
+        run = tmp_path / f"from_{Path(init).name}"
+        pretrain(tiny("wiki", init=init, workdir=str(run), num_steps=1))
+        assert "loaded" in capsys.readouterr().err
+        first = metrics_of(run)[0]
+        assert first["step"] == 0 and first["held_out/loss"] == pytest.approx(last["held_out/loss"], rel=1e-6)
+    # A plain encoder has neither decoder nor head.
+    shutil.rmtree(tmp_path / "exported" / "masked_lm")
+    pretrain(tiny("wiki", init=str(tmp_path / "exported"), workdir=str(tmp_path / "fresh"), num_steps=1))
+    assert "start fresh: decoder, head" in capsys.readouterr().err
+    assert metrics_of(tmp_path / "fresh")[0]["held_out/loss"] != pytest.approx(last["held_out/loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if RECIPES[recipe] in PRETRAINING])

@@ -11,77 +11,60 @@ import math
 import jax
 import jax.numpy as jnp
 
-from retromae_jax import parallel, random_bits
+from retromae_jax import random_bits
 from retromae_jax.linear import materialized, product
-from retromae_jax.random_bits import Dropout
 
-# Scores of so many elements, 16 MB, stay in a CPU's cache and in a TPU core's vector memory.
-SCORES_PER_CHUNK = 2**22
+# The most scores that are in memory at once. 16 MB of them stay in a CPU's cache; the more, the fewer operations has a
+# device that each costs time to start.
+IN_CACHE, IN_MEMORY = 2**22, 2**27
 
 
-@jax.named_scope("attention")
 def attention(
+    most_scores: int,
+    rate: float,
     queries_BxLxHxK: jax.Array,
     keys_BxMxHxK: jax.Array,
     values_BxMxHxK: jax.Array,
     visible: jax.Array,
-    dropout: Dropout | None,
-    rate: float,
+    seeds_BxL: jax.Array,
+    key_positions_BxM: jax.Array,
 ) -> jax.Array:
-    """Multi-head attention, softmax(queries keys^T / sqrt(K)) values (Vaswani et al., 2017, equation 1).
-
-    Scores and softmax are float32; the products with the values take the values' dtype.
+    """As `retromae_jax.attention.attention`, of one device's rows.
 
     Args:
-        queries_BxLxHxK: L queries of each row.
-        keys_BxMxHxK: M keys.
-        values_BxMxHxK: M values.
-        visible: bool [B, L, M] or [B, 1, M], whether a query may look at a key. One that may look at nothing gets
-            the mean of all values.
-        dropout: of the probabilities; None at evaluation.
+        most_scores: how many scores may be in memory at once, but for those of one row.
         rate: share of the probabilities that dropout zeroes.
-
-    Returns:
-        [B, L, H, K], of the values' dtype.
+        seeds_BxL: seeds of the queries' probabilities, from `Dropout.attention_seeds`.
+        key_positions_BxM: the keys' positions in their texts.
     """
-    batch, _, heads, _ = queries_BxLxHxK.shape
-    if dropout is None or rate == 0:
-        rate = 0.0
-        seeds_BxHxL = jnp.zeros((batch, 1, 1), jnp.uint32)
-        key_positions_BxM = jnp.zeros((batch, 1), jnp.uint32)
-    else:
-        seeds_BxHxL, key_positions_BxM = dropout.attention_seeds(heads), dropout.key_positions_BxL
-    local = parallel.per_device(
-        lambda *arguments: (_attention(rate, *arguments),), batched=(True,) * 6, summed=(False,)
-    )
     heads_first = [_swapped(x, 1, 2) for x in (queries_BxLxHxK, keys_BxMxHxK, values_BxMxHxK)]
-    return jnp.swapaxes(local(*heads_first, visible, seeds_BxHxL, key_positions_BxM)[0], 1, 2)
+    return jnp.swapaxes(_attention(most_scores, rate, *heads_first, visible, seeds_BxL, key_positions_BxM), 1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxHxL, key_positions_BxM):
-    inputs = (queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxHxL, key_positions_BxM)
-    return _by_chunks(functools.partial(_attend, rate), inputs)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(most_scores, rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxL, key_positions_BxM):
+    inputs = (queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxL, key_positions_BxM)
+    return _by_chunks(most_scores, functools.partial(_attend, rate), inputs)[0]
 
 
-def _forward(rate, *inputs):
-    results = _by_chunks(functools.partial(_attend, rate), inputs)
+def _forward(most_scores, rate, *inputs):
+    results = _by_chunks(most_scores, functools.partial(_attend, rate), inputs)
     return results[0], (*inputs, *results)
 
 
 @jax.named_scope("attention")
-def _backward(rate, residuals, d_mixed_BxHxLxK):
-    gradients = _by_chunks(functools.partial(_attend_backward, rate), (*residuals, d_mixed_BxHxLxK))
+def _backward(most_scores, rate, residuals, d_mixed_BxHxLxK):
+    gradients = _by_chunks(most_scores, functools.partial(_attend_backward, rate), (*residuals, d_mixed_BxHxLxK))
     return (*gradients, None, None, None)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _by_chunks(function, inputs):
+def _by_chunks(most_scores, function, inputs):
     """Applies a function of arrays with a leading batch axis to a few rows of the batch at a time."""
     batch, heads, length, _ = inputs[0].shape
-    rows = max(1, SCORES_PER_CHUNK // (heads * length * inputs[1].shape[2]))
+    rows = max(1, most_scores // (heads * length * inputs[1].shape[2]))
     if rows >= batch:
         return function(*inputs)
     rows = max(divisor for divisor in range(1, rows + 1) if batch % divisor == 0)
@@ -103,19 +86,21 @@ def _scores(queries_BxHxLxK, keys_BxHxMxK, visible):
     return jnp.where(visible[:, None], scores_BxHxLxM * scale, jnp.finfo(jnp.float32).min)
 
 
-def _dropped(rate, probabilities_BxHxLxM, seeds_BxHxL, key_positions_BxM):
+def _dropped(rate, probabilities_BxHxLxM, seeds_BxL, key_positions_BxM):
     if rate == 0:
         return probabilities_BxHxLxM
+    heads_Hx1 = jnp.arange(probabilities_BxHxLxM.shape[1], dtype=jnp.uint32)[:, None]
+    seeds_BxHxL = random_bits.bits(seeds_BxL[:, None, :], heads_Hx1)
     kept = random_bits.kept(seeds_BxHxL[..., None], key_positions_BxM[:, None, None, :], rate)
     return jnp.where(kept, probabilities_BxHxLxM * jnp.float32(1 / (1 - rate)), 0)
 
 
-def _attend(rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxHxL, key_positions_BxM):
+def _attend(rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxL, key_positions_BxM):
     scores_BxHxLxM = _scores(queries_BxHxLxK, keys_BxHxMxK, visible)
     highest_BxHxLx1 = jnp.max(scores_BxHxLxM, axis=-1, keepdims=True)
     exponentials_BxHxLxM = jnp.exp(scores_BxHxLxM - highest_BxHxLx1)
     sums_BxHxLx1 = jnp.sum(exponentials_BxHxLxM, axis=-1, keepdims=True)
-    weights_BxHxLxM = _dropped(rate, exponentials_BxHxLxM, seeds_BxHxL, key_positions_BxM)
+    weights_BxHxLxM = _dropped(rate, exponentials_BxHxLxM, seeds_BxL, key_positions_BxM)
     mixed_BxHxLxK = product("BHLM,BHMK->BHLK", weights_BxHxLxM.astype(values_BxHxMxK.dtype), values_BxHxMxK)
     mixed_BxHxLxK = (mixed_BxHxLxK / sums_BxHxLx1).astype(values_BxHxMxK.dtype)
     return mixed_BxHxLxK, highest_BxHxLx1, sums_BxHxLx1
@@ -127,7 +112,7 @@ def _attend_backward(
     keys_BxHxMxK,
     values_BxHxMxK,
     visible,
-    seeds_BxHxL,
+    seeds_BxL,
     key_positions_BxM,
     mixed_BxHxLxK,
     highest_BxHxLx1,
@@ -136,7 +121,7 @@ def _attend_backward(
 ):
     scores_BxHxLxM = _scores(queries_BxHxLxK, keys_BxHxMxK, visible)
     probabilities_BxHxLxM = jnp.exp(scores_BxHxLxM - highest_BxHxLx1) / sums_BxHxLx1
-    dropped_BxHxLxM = _dropped(rate, probabilities_BxHxLxM, seeds_BxHxL, key_positions_BxM)
+    dropped_BxHxLxM = _dropped(rate, probabilities_BxHxLxM, seeds_BxL, key_positions_BxM)
     d_dropped_BxHxLxM = product("BHLK,BHMK->BHLM", d_mixed_BxHxLxK, values_BxHxMxK)
     # The softmax's gradient needs the sum over keys of probability times its gradient: that of output times its own.
     shift_BxHxLx1 = jnp.sum(
