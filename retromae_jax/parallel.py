@@ -1,8 +1,11 @@
 """Devices and hosts: start of several processes, the mesh, shardings, and per-device work inside a sharded step."""
 
+import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retromae_jax import logging
 from retromae_jax.errors import InputError
 
-DATA = "data"
+DATA, FSDP = "data", "fsdp"
+
+# Matrices of fewer elements, a quarter of a megabyte, stay whole on each device, and so do all vectors: together they
+# are a thousandth of BERT-base, and gathering each would take longer to begin than to do.
+SMALLEST_SPLIT = 2**16
 
 
 def start() -> None:
@@ -74,6 +81,11 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), (DATA,))
 
 
+def training_mesh(fsdp: int) -> Mesh:
+    """A mesh of all devices, among which each `fsdp` neighbours split parameters and optimizer state between them."""
+    return Mesh(np.array(jax.devices()).reshape(-1, fsdp), (DATA, FSDP))
+
+
 def local_mesh() -> Mesh:
     """A mesh of this process's devices along the `data` axis."""
     return Mesh(np.array(jax.local_devices()), (DATA,))
@@ -86,7 +98,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The first axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def split_axis(shape: tuple[int, ...], parts: int) -> int | None:
+    """The axis along which a parameter is split in `parts`: its longest that divides; None if it stays whole."""
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or len(shape) < 2 or math.prod(shape) < SMALLEST_SPLIT or not divisible:
+        return None
+    return max(divisible, key=lambda axis: shape[axis])
+
+
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """The sharding of each array of a training state: split over the mesh's `fsdp` axis, if it has one, or whole.
+
+    It follows from the shape alone, so that the optimizer's moments lie where their parameters do.
+    """
+    return jax.tree.map(lambda x: NamedSharding(mesh, _split(x.shape, mesh)), state)
+
+
+def _split(shape: tuple[int, ...], mesh: Mesh | jax.sharding.AbstractMesh) -> PartitionSpec:
+    axis = split_axis(shape, mesh.shape.get(FSDP, 1))
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, FSDP)
 
 
 def is_local() -> bool:
@@ -95,36 +128,67 @@ def is_local() -> bool:
     return mesh.empty or mesh.size == 1 or DATA not in mesh.auto_axes
 
 
-def per_device(function: Callable, batched: tuple[bool, ...], summed: tuple[bool, ...]) -> Callable:
+def splits_parameters() -> bool:
+    """Whether devices have but a part of each large parameter where this is called."""
+    return not is_local() and jax.sharding.get_abstract_mesh().shape.get(FSDP, 1) > 1
+
+
+def per_device(
+    function: Callable, batched: tuple[bool, ...], summed: tuple[bool, ...], dtype: jnp.dtype = jnp.float32
+) -> Callable:
     """Runs a function on each device's part of the batch, so that the partitioner cannot gather what it makes.
 
     Without a mesh in context (`jax.set_mesh`), or within one device, this is the function itself.
 
     Args:
         function: of arrays, returning a tuple of arrays.
-        batched: for each argument, whether its first axis is the batch; other arguments are whole on each device.
+        batched: for each argument, whether its first axis is the batch; other arguments, parameters, are whole on each
+            device: those that are split over devices are gathered, and their gradients summed and split again.
         summed: for each result, whether it is summed over devices; other results have the batch as first axis.
+        dtype: to which gathered parameters are rounded on their way, because the function would do so anyway.
     """
     if is_local():
         return function
+    mesh = jax.sharding.get_abstract_mesh()
 
-    def on_device(*arguments):
-        # A whole argument becomes the device's own copy: its gradient is summed over devices once, at the end.
+    def on_device(shapes, *arguments):
         own = [
-            argument if is_batched else jax.lax.pcast(argument, DATA, to="varying")
-            for argument, is_batched in zip(arguments, batched, strict=True)
+            x if shape is None else _whole(x, split_axis(shape, mesh.shape.get(FSDP, 1)), dtype)
+            for x, shape in zip(arguments, shapes, strict=True)
         ]
         return tuple(
-            jax.lax.psum(result, DATA) if is_summed else result
+            jax.lax.psum(result, mesh.axis_names) if is_summed else result
             for result, is_summed in zip(function(*own), summed, strict=True)
         )
 
-    def spec(is_batched: bool) -> PartitionSpec:
-        return PartitionSpec(DATA) if is_batched else PartitionSpec()
+    def run(*arguments):
+        shapes = [None if is_batched else x.shape for x, is_batched in zip(arguments, batched, strict=True)]
+        batch = PartitionSpec(mesh.axis_names)
+        return jax.shard_map(
+            functools.partial(on_device, shapes),
+            mesh=mesh,
+            in_specs=tuple(batch if shape is None else _split(shape, mesh) for shape in shapes),
+            out_specs=tuple(PartitionSpec() if is_summed else batch for is_summed in summed),
+        )(*arguments)
 
-    return jax.shard_map(
-        on_device,
-        mesh=jax.sharding.get_abstract_mesh(),
-        in_specs=tuple(map(spec, batched)),
-        out_specs=tuple(spec(not is_summed) for is_summed in summed),
-    )
+    return run
+
+
+def _whole(parameter: jax.Array, axis: int | None, dtype: jnp.dtype) -> jax.Array:
+    """The device's own copy of a parameter, which is split along `axis`; its gradient is summed over devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis is None:
+        return jax.lax.pcast(parameter, mesh.axis_names, to="varying")
+    return _gathered(axis, dtype, jax.lax.pcast(parameter, DATA, to="varying"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(axis, dtype, part):
+    """Travels in `dtype`, but is of the part's, so that gradients are of the part's and are summed in it."""
+    return jax.lax.all_gather(part.astype(dtype), FSDP, axis=axis, tiled=True).astype(part.dtype)
+
+
+_gathered.defvjp(
+    lambda axis, dtype, part: (_gathered(axis, dtype, part), None),
+    lambda axis, dtype, _, gradient: (jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True),),
+)

@@ -46,7 +46,7 @@ def pretrain(config: ConfigDict) -> None:
     # Settings, data and model, checked against each other before any work.
     checks.fit(
         checks.whole_numbers(config, batch_size=1, shape_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
-        checks.whole_numbers(config, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
+        checks.whole_numbers(config, fsdp=1, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
         checks.saving(config),
         checks.known("objective", config.objective, OBJECTIVES),
@@ -63,6 +63,7 @@ def pretrain(config: ConfigDict) -> None:
     held_out_batches = -(-config.validation_blocks // held_out_size)
     checks.fit(
         checks.batch(config, config.accumulation_parts),
+        checks.split(config, bert),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
         checks.same_vocabulary(config.data, blocks, tokenizer),
@@ -70,7 +71,7 @@ def pretrain(config: ConfigDict) -> None:
         checks.maskable(config),
         checks.enough_items(config, len(items), items.unit, held_out_batches * held_out_size),
     )
-    mesh = parallel.data_mesh()
+    mesh = parallel.training_mesh(config.fsdp)
     objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, jnp.dtype(config.compute_dtype))
     graph, shapes = parameters.structure(objective.model)
 
@@ -110,7 +111,7 @@ def pretrain(config: ConfigDict) -> None:
     settings = EncoderSettings("cls", False, config.block_length)
     data = {"blocks": len(blocks), items.unit: len(items), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
     run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
-    state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
+    state = initial_state(objective.model, shapes, source, optimizer, config.seed, mesh)
     state = run.restore(state)
     flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], objective.dtype)
     summary = {

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from retromae_jax import parallel
 from retromae_jax.attention import attention
 from retromae_jax.errors import InputError
 from retromae_jax.linear import Linear
@@ -107,17 +108,25 @@ class Embeddings(nnx.Module):
 
     def words(self, token_ids_BxL: jax.Array) -> jax.Array:
         """Word embeddings, [B, L, D]."""
-        return self.word_embeddings.embedding[token_ids_BxL].astype(self.dtype)
+        return self._lookup(self.word_embeddings, token_ids_BxL)
 
     def positions(self, positions_BxL: jax.Array) -> jax.Array:
         """Embeddings of positions in a text, the first of which is 0, [B, L, D]."""
-        return self.position_embeddings.embedding[positions_BxL + self.first_position].astype(self.dtype)
+        return self._lookup(self.position_embeddings, positions_BxL + self.first_position)
 
     def __call__(self, inputs_BxLxD: jax.Array, positions_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
         """Embeds inputs that stand where word embeddings stand, [B, L, D] -> [B, L, D]."""
         x_BxLxD = inputs_BxLxD + self.positions(positions_BxL)
         x_BxLxD = x_BxLxD + self.token_type_embeddings.embedding[0].astype(self.dtype)
         return drop(self.layer_norm(x_BxLxD), self.dropout_rate, dropout)
+
+    def _lookup(self, table: nnx.Embed, indices_BxL: jax.Array) -> jax.Array:
+        def look_up(indices_BxL, table_VxD):
+            return (table_VxD[indices_BxL].astype(self.dtype),)
+
+        if parallel.splits_parameters():
+            look_up = parallel.per_device(look_up, (True, False), (False,), self.dtype)
+        return look_up(indices_BxL, table.embedding[...])[0]
 
 
 class Attention(nnx.Module):
