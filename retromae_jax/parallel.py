@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from retromae_jax import logging
 from retromae_jax.errors import InputError
@@ -101,25 +101,21 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def split_axis(shape: tuple[int, ...], parts: int) -> int | None:
-    """The axis along which a parameter is split in `parts`: its longest that divides; None if it stays whole."""
-    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
-    if parts == 1 or len(shape) < 2 or math.prod(shape) < SMALLEST_SPLIT or not divisible:
-        return None
-    return max(divisible, key=lambda axis: shape[axis])
-
-
-def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """The sharding of each array of a training state: split over the mesh's `fsdp` axis, if it has one, or whole.
+def parameter_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """How a parameter of this shape is split over the mesh's `fsdp` axis: along its longest axis that divides.
 
     It follows from the shape alone, so that the optimizer's moments lie where their parameters do.
     """
-    return jax.tree.map(lambda x: NamedSharding(mesh, _split(x.shape, mesh)), state)
+    devices = mesh.shape.get(FSDP, 1)
+    divisible = [axis for axis, size in enumerate(shape) if size % devices == 0]
+    if devices == 1 or len(shape) < 2 or math.prod(shape) < SMALLEST_SPLIT or not divisible:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * max(divisible, key=lambda axis: shape[axis]), FSDP)
 
 
-def _split(shape: tuple[int, ...], mesh: Mesh | jax.sharding.AbstractMesh) -> PartitionSpec:
-    axis = split_axis(shape, mesh.shape.get(FSDP, 1))
-    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, FSDP)
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """The sharding of each array of a training state, or of parts of it."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, mesh)), state)
 
 
 def is_local() -> bool:
@@ -129,7 +125,7 @@ def is_local() -> bool:
 
 
 def splits_parameters() -> bool:
-    """Whether devices have but a part of each large parameter where this is called."""
+    """Whether parameters are split over devices where this is called."""
     return not is_local() and jax.sharding.get_abstract_mesh().shape.get(FSDP, 1) > 1
 
 
@@ -142,53 +138,57 @@ def per_device(
 
     Args:
         function: of arrays, returning a tuple of arrays.
-        batched: for each argument, whether its first axis is the batch; other arguments, parameters, are whole on each
-            device: those that are split over devices are gathered, and their gradients summed and split again.
+        batched: for each argument, whether its first axis is the batch; other arguments, which are parameters, are
+            whole on each device: those that are split over devices are gathered, and their gradients scattered again.
         summed: for each result, whether it is summed over devices; other results have the batch as first axis.
-        dtype: to which gathered parameters are rounded on their way, because the function would do so anyway.
+        dtype: that parameters may be rounded to on their way from device to device, because the function casts them.
     """
     if is_local():
         return function
     mesh = jax.sharding.get_abstract_mesh()
-
-    def on_device(shapes, *arguments):
-        own = [
-            x if shape is None else _whole(x, split_axis(shape, mesh.shape.get(FSDP, 1)), dtype)
-            for x, shape in zip(arguments, shapes, strict=True)
-        ]
-        return tuple(
-            jax.lax.psum(result, mesh.axis_names) if is_summed else result
-            for result, is_summed in zip(function(*own), summed, strict=True)
-        )
+    over_all = PartitionSpec(mesh.axis_names)
 
     def run(*arguments):
-        shapes = [None if is_batched else x.shape for x, is_batched in zip(arguments, batched, strict=True)]
-        batch = PartitionSpec(mesh.axis_names)
-        return jax.shard_map(
-            functools.partial(on_device, shapes),
-            mesh=mesh,
-            in_specs=tuple(batch if shape is None else _split(shape, mesh) for shape in shapes),
-            out_specs=tuple(PartitionSpec() if is_summed else batch for is_summed in summed),
-        )(*arguments)
+        specs = tuple(
+            over_all if is_batched else parameter_spec(argument.shape, mesh)
+            for argument, is_batched in zip(arguments, batched, strict=True)
+        )
+
+        def on_device(*arguments):
+            own = [
+                argument if is_batched else _whole(argument, spec, dtype)
+                for argument, is_batched, spec in zip(arguments, batched, specs, strict=True)
+            ]
+            return tuple(
+                jax.lax.psum(result, mesh.axis_names) if is_summed else result
+                for result, is_summed in zip(function(*own), summed, strict=True)
+            )
+
+        out_specs = tuple(PartitionSpec() if is_summed else over_all for is_summed in summed)
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=out_specs)(*arguments)
 
     return run
 
 
-def _whole(parameter: jax.Array, axis: int | None, dtype: jnp.dtype) -> jax.Array:
-    """The device's own copy of a parameter, which is split along `axis`; its gradient is summed over devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if axis is None:
-        return jax.lax.pcast(parameter, mesh.axis_names, to="varying")
-    return _gathered(axis, dtype, jax.lax.pcast(parameter, DATA, to="varying"))
+def _whole(parameter: jax.Array, spec: PartitionSpec, dtype: jnp.dtype) -> jax.Array:
+    """The device's own copy of a parameter: its gradient is summed over devices once, at the end."""
+    if FSDP in spec:
+        return _gathered(tuple(spec).index(FSDP), dtype, jax.lax.pcast(parameter, DATA, to="varying"))
+    return jax.lax.pcast(parameter, jax.sharding.get_abstract_mesh().axis_names, to="varying")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gathered(axis, dtype, part):
-    """Travels in `dtype`, but is of the part's, so that gradients are of the part's and are summed in it."""
+    # Of the part's dtype again, or the gradient would be summed over devices in the other.
     return jax.lax.all_gather(part.astype(dtype), FSDP, axis=axis, tiled=True).astype(part.dtype)
 
 
-_gathered.defvjp(
-    lambda axis, dtype, part: (_gathered(axis, dtype, part), None),
-    lambda axis, dtype, _, gradient: (jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True),),
-)
+def _gathered_forward(axis, dtype, part):
+    return _gathered(axis, dtype, part), None
+
+
+def _gathered_backward(axis, dtype, _, gradient):
+    return (jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -46,7 +46,9 @@ def pretrain(config: ConfigDict) -> None:
     # Settings, data and model, checked against each other before any work.
     checks.fit(
         checks.whole_numbers(config, batch_size=1, shape_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
-        checks.whole_numbers(config, fsdp=1, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1),
+        checks.whole_numbers(
+            config, fsdp=1, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1
+        ),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
         checks.saving(config),
         checks.known("objective", config.objective, OBJECTIVES),
