@@ -41,7 +41,7 @@ class RetroMAEJax:
         schedule = optax.constant_schedule(self.config.learning_rate)
         optimizer = adamw(schedule, self.config.weight_decay, self.config.clip_norm)
         self.mesh = parallel.data_mesh()
-        self.state = initial_state(objective.model, shapes, None, optimizer, task.seed, parallel.replicated(self.mesh))
+        self.state = initial_state(objective.model, shapes, None, optimizer, task.seed, self.mesh)
         self.step = pretraining_step(objective, graph, optimizer, task.seed)
         ids = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
         shapes = self.config.shape_buckets

@@ -118,7 +118,7 @@ def profile(arguments: argparse.Namespace) -> None:
     graph, shapes = parameters.structure(objective.model)
     optimizer = adamw(optax.constant_schedule(1e-4), 0.01, 1.0)
     mesh = parallel.data_mesh()
-    state = initial_state(objective.model, shapes, None, optimizer, 0, parallel.replicated(mesh))
+    state = initial_state(objective.model, shapes, None, optimizer, 0, mesh)
     step = pretraining_step(objective, graph, optimizer, seed=0)
 
     texts = arguments.texts_per_row

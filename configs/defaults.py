@@ -66,6 +66,11 @@ PRETRAINING = {
         "compute the layers' activations again in the backward pass instead of keeping them: less memory, one more "
         "forward pass",
     ),
+    "fsdp": (
+        1,
+        "number of devices that parameters and AdamW's state are split over (FSDP, ZeRO-3), for models that one device "
+        "has no room for; it must divide the number of devices, and best the number of a host's",
+    ),
     "accumulation_parts": (
         1,
         "parts of a batch that are computed one after the other; the gradients are the batch's (cocondenser: by "

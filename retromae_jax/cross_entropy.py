@@ -41,7 +41,12 @@ def linear_cross_entropy(
         cross-entropy, float32 [B, K]; whether the label has the highest score, bool [B, K]. Where the weight is 0,
         the latter two say nothing.
     """
-    local = parallel.per_device(_chunked, batched=(True, True, True, False, False), summed=(True, False, False))
+    local = parallel.per_device(
+        _chunked,
+        batched=(True, True, True, False, False),
+        summed=(True, False, False),
+        dtype=hidden_BxKxD.dtype,
+    )
     return local(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V)
 
 

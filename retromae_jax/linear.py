@@ -32,7 +32,12 @@ class Linear(nnx.Module):
     @jax.named_scope("linear")
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., I] -> [..., O]."""
-        y = affine(x.reshape(-1, x.shape[-1]), self.kernel[...], self.bias[...])
+        run = affine
+        if parallel.splits_parameters():
+            local = parallel.per_device(lambda *a: (affine(*a),), (True, False, False), (False,), x.dtype)
+            # The backward pass gathers the kernel again: kept until then, all layers' kernels would be in memory.
+            run = jax.checkpoint(lambda *arguments: local(*arguments)[0])
+        y = run(x.reshape(-1, x.shape[-1]), self.kernel[...], self.bias[...])
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -1,19 +1,26 @@
 """Devices and hosts: start of several processes, the mesh, shardings, and per-device work inside a sharded step."""
 
+import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from retromae_jax import logging
 from retromae_jax.errors import InputError
 
-DATA = "data"
+DATA, FSDP = "data", "fsdp"
+
+# Matrices of fewer elements, a quarter of a megabyte, stay whole on each device, and so do all vectors: together they
+# are a thousandth of BERT-base, and gathering each would take longer to begin than to do.
+SMALLEST_SPLIT = 2**16
 
 
 def start() -> None:
@@ -74,6 +81,11 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), (DATA,))
 
 
+def training_mesh(fsdp: int) -> Mesh:
+    """A mesh of all devices, among which each `fsdp` neighbours split parameters and optimizer state between them."""
+    return Mesh(np.array(jax.devices()).reshape(-1, fsdp), (DATA, FSDP))
+
+
 def local_mesh() -> Mesh:
     """A mesh of this process's devices along the `data` axis."""
     return Mesh(np.array(jax.local_devices()), (DATA,))
@@ -91,7 +103,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The first axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def parameter_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """How a parameter of this shape is split over the mesh's `fsdp` axis: along its longest axis that divides.
+
+    It follows from the shape alone, so that the optimizer's moments lie where their parameters do.
+    """
+    devices = mesh.shape.get(FSDP, 1)
+    divisible = [axis for axis, size in enumerate(shape) if size % devices == 0]
+    if devices == 1 or len(shape) < 2 or math.prod(shape) < SMALLEST_SPLIT or not divisible:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * max(divisible, key=lambda axis: shape[axis]), FSDP)
+
+
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """The sharding of each array of a training state, or of parts of it."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, mesh)), state)
 
 
 def is_local() -> bool:
@@ -100,36 +129,71 @@ def is_local() -> bool:
     return mesh.empty or mesh.size == 1 or DATA not in mesh.auto_axes
 
 
-def per_device(function: Callable, batched: tuple[bool, ...], summed: tuple[bool, ...]) -> Callable:
+def splits_parameters() -> bool:
+    """Whether parameters are split over devices where this is called."""
+    return not is_local() and jax.sharding.get_abstract_mesh().shape.get(FSDP, 1) > 1
+
+
+def per_device(
+    function: Callable, batched: tuple[bool, ...], summed: tuple[bool, ...], dtype: jnp.dtype = jnp.float32
+) -> Callable:
     """Runs a function on each device's part of the batch, so that the partitioner cannot gather what it makes.
 
     Without a mesh in context (`jax.set_mesh`), or within one device, this is the function itself.
 
     Args:
         function: of arrays, returning a tuple of arrays.
-        batched: for each argument, whether its first axis is the batch; other arguments are whole on each device.
+        batched: for each argument, whether its first axis is the batch; other arguments, which are parameters, are
+            whole on each device: those that are split over devices are gathered, and their gradients scattered again.
         summed: for each result, whether it is summed over devices; other results have the batch as first axis.
+        dtype: that parameters may be rounded to on their way from device to device, because the function casts them.
     """
     if is_local():
         return function
+    mesh = jax.sharding.get_abstract_mesh()
+    over_all = PartitionSpec(mesh.axis_names)
 
-    def on_device(*arguments):
-        # A whole argument becomes the device's own copy: its gradient is summed over devices once, at the end.
-        own = [
-            argument if is_batched else jax.lax.pcast(argument, DATA, to="varying")
+    def run(*arguments):
+        specs = tuple(
+            over_all if is_batched else parameter_spec(argument.shape, mesh)
             for argument, is_batched in zip(arguments, batched, strict=True)
-        ]
-        return tuple(
-            jax.lax.psum(result, DATA) if is_summed else result
-            for result, is_summed in zip(function(*own), summed, strict=True)
         )
 
-    def spec(is_batched: bool) -> PartitionSpec:
-        return PartitionSpec(DATA) if is_batched else PartitionSpec()
+        def on_device(*arguments):
+            own = [
+                argument if is_batched else _whole(argument, spec, dtype)
+                for argument, is_batched, spec in zip(arguments, batched, specs, strict=True)
+            ]
+            return tuple(
+                jax.lax.psum(result, mesh.axis_names) if is_summed else result
+                for result, is_summed in zip(function(*own), summed, strict=True)
+            )
 
-    return jax.shard_map(
-        on_device,
-        mesh=jax.sharding.get_abstract_mesh(),
-        in_specs=tuple(map(spec, batched)),
-        out_specs=tuple(spec(not is_summed) for is_summed in summed),
-    )
+        out_specs = tuple(PartitionSpec() if is_summed else over_all for is_summed in summed)
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=out_specs)(*arguments)
+
+    return run
+
+
+def _whole(parameter: jax.Array, spec: PartitionSpec, dtype: jnp.dtype) -> jax.Array:
+    """The device's own copy of a parameter: its gradient is summed over devices once, at the end."""
+    if FSDP in spec:
+        return _gathered(tuple(spec).index(FSDP), dtype, jax.lax.pcast(parameter, DATA, to="varying"))
+    return jax.lax.pcast(parameter, jax.sharding.get_abstract_mesh().axis_names, to="varying")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(axis, dtype, part):
+    # Of the part's dtype again, or the gradient would be summed over devices in the other.
+    return jax.lax.all_gather(part.astype(dtype), FSDP, axis=axis, tiled=True).astype(part.dtype)
+
+
+def _gathered_forward(axis, dtype, part):
+    return _gathered(axis, dtype, part), None
+
+
+def _gathered_backward(axis, dtype, _, gradient):
+    return (jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -27,7 +27,7 @@ def initial_state(
     source: Source | None,
     optimizer: optax.GradientTransformation,
     seed: int,
-    sharding: jax.sharding.Sharding,
+    mesh: jax.sharding.Mesh,
 ) -> TrainState:
     """The state before the first step: parameters from `source` as far as it has them, the rest fresh.
 
@@ -37,16 +37,18 @@ def initial_state(
         source: a model to start from; None starts at random.
         optimizer: the optimizer.
         seed: of fresh parameters.
-        sharding: where the state lives.
+        mesh: devices that the state lives on, as `parallel.state_sharding` says.
     """
-    values = parameters.initialize(build, seed)
+    shardings = parallel.state_sharding(mesh, shapes)
+    values = parameters.initialize(build, seed, shardings)
     if source is not None:
         loaded, report = source.parameters(shapes)
         say(f"{source.directory}: {report}")
-        values |= loaded
-    # From host memory, because each process has made the whole state on a device of its own.
-    values, step = jax.device_put((jax.device_get(values), np.int32(0)), sharding)
-    return TrainState(step, values, jax.jit(optimizer.init, out_shardings=sharding)(values))
+        # From host memory, because each process has read the whole model onto a device of its own.
+        values |= jax.device_put(jax.device_get(loaded), {name: shardings[name] for name in loaded})
+    optimizer_shardings = parallel.state_sharding(mesh, jax.eval_shape(optimizer.init, shapes))
+    optimizer_state = jax.jit(optimizer.init, out_shardings=optimizer_shardings)(values)
+    return TrainState(jax.device_put(np.int32(0), parallel.replicated(mesh)), values, optimizer_state)
 
 
 def pretraining_step(
@@ -54,7 +56,7 @@ def pretraining_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """One optimizer step of a pretraining objective, compiled.
 
-    Shardings follow from those of its arguments: a replicated state and a batch split over the mesh's `data` axis.
+    Shardings follow from those of its arguments: a state as of `initial_state` and a batch split over the mesh.
     The state given to it is used up.
 
     Args:

@@ -44,6 +44,7 @@ def vocabulary_max(
         lambda *arguments: (_highest(texts, *arguments),),
         batched=(True, True, True, False, False),
         summed=(False,),
+        dtype=hidden_RxLxD.dtype,
     )
     return local(hidden_RxLxD, text_RxL, counted_RxL, table_VxD, bias_V)[0]
 

@@ -36,9 +36,9 @@ def weights_of(name):
     return jax.device_get(parameters.initialize(objective_of(name).model, seed=0))
 
 
-def mesh_of(devices):
+def mesh_of(devices, fsdp=1):
     """A mesh of the first devices."""
-    return jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.DATA,))
+    return jax.sharding.Mesh(np.array(jax.devices()[:devices]).reshape(-1, fsdp), (parallel.DATA, parallel.FSDP))
 
 
 class Step(NamedTuple):
@@ -55,11 +55,11 @@ class Step(NamedTuple):
     function: jax.stages.Wrapped | jax.stages.Compiled
 
     @classmethod
-    def of(cls, name, devices=1, parts=1, dtype=jnp.float32):
+    def of(cls, name, devices=1, parts=1, dtype=jnp.float32, fsdp=1, remat=False):
         """The step on the first devices, to be compiled for each shape of batch when it comes."""
-        objective = objective_of(name, dtype)
+        objective = objective_of(name, dtype, remat=remat)
         graph, _ = parameters.structure(objective.model)
-        return cls(mesh_of(devices), weights_of(name), pretraining_step(objective, graph, OPTIMIZER, 0, parts))
+        return cls(mesh_of(devices, fsdp), weights_of(name), pretraining_step(objective, graph, OPTIMIZER, 0, parts))
 
     def compiled(self, batch):
         """The step compiled for one shape of batch: it refuses others, and states that are sharded otherwise."""
@@ -69,7 +69,7 @@ class Step(NamedTuple):
     def state(self):
         """The state before the first step."""
         start = TrainState(np.int32(0), self.weights, OPTIMIZER.init(self.weights))
-        return jax.device_put(start, parallel.replicated(self.mesh))
+        return jax.device_put(start, parallel.state_sharding(self.mesh, start))
 
     def place(self, batch):
         """The batch, split over the devices."""

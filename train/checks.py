@@ -73,6 +73,18 @@ def batch(config: ConfigDict, parts: int = 1) -> str | None:
     return None
 
 
+def split(config: ConfigDict, bert: BertConfig) -> str | None:
+    """A problem if parameters cannot be split over as many devices as asked."""
+    devices = jax.device_count()
+    fitting = [str(n) for n in range(1, devices + 1) if devices % n == 0 and bert.hidden_size % n == 0]
+    if str(config.fsdp) not in fitting:
+        return (
+            f"fsdp {config.fsdp} does not divide both the {devices} devices and the model's hidden_size "
+            f"{bert.hidden_size}; take {' or '.join(fitting)}"
+        )
+    return None
+
+
 def saving(config: ConfigDict) -> str | None:
     """A problem if checkpoints would fall between logged steps, whose metrics a resumed run would then miss."""
     if config.log_every > 0 and config.checkpoint_every % config.log_every:

@@ -102,7 +102,7 @@ def finetune(config: ConfigDict) -> None:
     run = Run(config.workdir, config.checkpoints_to_keep)
     data = {"queries": len(queries), "passages": len(passages)}
     run.begin("finetune", bert, settings, config.to_dict(), data, tokenizer)
-    state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
+    state = initial_state(objective.model, shapes, source, optimizer, config.seed, mesh)
     state = run.restore(state)
     summary = {
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",

@@ -47,7 +47,7 @@ def pretrain(config: ConfigDict) -> None:
     checks.fit(
         checks.whole_numbers(config, batch_size=1, shape_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
         checks.whole_numbers(
-            config, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1, seed=0
+            config, fsdp=1, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1, seed=0
         ),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
         checks.saving(config),
@@ -62,6 +62,7 @@ def pretrain(config: ConfigDict) -> None:
     vocabulary = Vocabulary.of(tokenizer)
     checks.fit(
         checks.batch(config, config.accumulation_parts),
+        checks.split(config, bert),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
         checks.same_vocabulary(config.data, blocks, tokenizer),
@@ -72,7 +73,7 @@ def pretrain(config: ConfigDict) -> None:
     cut = np.maximum(blocks.lengths + SPECIAL_TOKENS - config.block_length, 0).sum() / blocks.lengths.sum()
     if cut:
         say(f"{config.data}: {cut:.1%} of the tokens are beyond block_length {config.block_length} and not read")
-    mesh = parallel.data_mesh()
+    mesh = parallel.training_mesh(config.fsdp)
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, config.remat, config.attention)
     objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, computation)
     graph, shapes = parameters.structure(objective.model)
@@ -113,7 +114,7 @@ def pretrain(config: ConfigDict) -> None:
     settings = EncoderSettings("cls", False, config.block_length)
     data = {"blocks": len(blocks), items.unit: len(items), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
     run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
-    state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.replicated(mesh))
+    state = initial_state(objective.model, shapes, source, optimizer, config.seed, mesh)
     state = run.restore(state)
     flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], computation.dtype)
     summary = {

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "sources",
     "text_field",
     "workers",
+    "fsdp",
     "log_every",
     "checkpoint_every",
     "checkpoints_to_keep",

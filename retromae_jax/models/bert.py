@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from retromae_jax import parallel
 from retromae_jax.attention import AUTOMATIC, attention, choose
 from retromae_jax.errors import InputError
 from retromae_jax.linear import Linear
@@ -154,14 +155,11 @@ class Embeddings(nnx.Module):
 
     def words(self, token_ids_BxL: jax.Array) -> jax.Array:
         """Word embeddings, [B, L, D]."""
-        return self.word_embeddings.embedding[token_ids_BxL].astype(self.dtype)
+        return self._lookup(self.word_embeddings, token_ids_BxL).astype(self.dtype)
 
     def positions(self, positions_BxL: jax.Array) -> jax.Array:
         """Embeddings of positions in a text, the first of which is 0, [B, L, D]."""
         return self._positions(positions_BxL).astype(self.dtype)
-
-    def _positions(self, positions_BxL: jax.Array) -> jax.Array:
-        return self.position_embeddings.embedding[positions_BxL + self.first_position]
 
     def __call__(self, inputs_BxLxD: jax.Array, positions_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
         """Embeds inputs that stand where word embeddings stand, [B, L, D] -> [B, L, D]."""
@@ -169,6 +167,19 @@ class Embeddings(nnx.Module):
         added_BxLxD = self._positions(positions_BxL) + self.token_type_embeddings.embedding[0]
         x_BxLxD = inputs_BxLxD + added_BxLxD.astype(self.dtype)
         return drop(self.layer_norm(x_BxLxD), self.dropout_rate, dropout)
+
+    def _positions(self, positions_BxL: jax.Array) -> jax.Array:
+        return self._lookup(self.position_embeddings, positions_BxL + self.first_position)
+
+    def _lookup(self, table: nnx.Embed, indices_BxL: jax.Array) -> jax.Array:
+        """Rows of a table, float32 [B, L, D]."""
+
+        def look_up(indices_BxL, table_VxD):
+            return (table_VxD[indices_BxL],)
+
+        if parallel.splits_parameters():
+            look_up = parallel.per_device(look_up, (True, False), (False,), self.dtype)
+        return look_up(indices_BxL, table.embedding[...])[0]
 
 
 class Attention(nnx.Module):

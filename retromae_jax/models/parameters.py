@@ -33,6 +33,8 @@ def structure(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, Pa
     return nnx.graphdef(model), of(model)
 
 
-def initialize(build: Callable[[nnx.Rngs], nnx.Module], seed: int) -> Parameters:
-    """Fresh parameters of the model that `build` makes."""
-    return jax.jit(lambda: of(build(nnx.Rngs(seed))))()
+def initialize(
+    build: Callable[[nnx.Rngs], nnx.Module], seed: int, shardings: dict[str, jax.sharding.Sharding] | None = None
+) -> Parameters:
+    """Fresh parameters of the model that `build` makes, with these shardings or on one device."""
+    return jax.jit(lambda: of(build(nnx.Rngs(seed))), out_shardings=shardings)()

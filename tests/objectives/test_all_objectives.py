@@ -4,8 +4,8 @@ The rows that texts stand in, the parts that a batch is computed in and the devi
 neither losses nor gradients; devices exchange nothing but gradients and sentence embeddings.
 """
 
+import collections
 import functools
-import itertools
 import math
 import re
 
@@ -29,11 +29,11 @@ TEXTS, ROWS, LENGTH = 64, 32, 64
 # These two contain what the others compute; the others take the slow tests too, in `make test-long`.
 WIDEST = ("dupmae", "cocondenser")
 NAMES = [pytest.param(name, marks=() if name in WIDEST else pytest.mark.long) for name in OBJECTIVES]
-# Ways to divide a batch: objective, devices, parts.
+# Ways to divide a batch and the parameters: objective, devices, parts, devices that parameters are split over.
 DIVIDED = [
-    pytest.param(name, devices, parts, marks=() if name in WIDEST and (devices, parts) == (8, 2) else pytest.mark.long)
+    pytest.param(name, *ways, marks=() if name in WIDEST and ways[:2] == (8, 2) else pytest.mark.long)
     for name in OBJECTIVES
-    for devices, parts in ((8, 1), (8, 2), (8, 4), (1, 2), (1, 4))
+    for ways in ((8, 1, 1), (8, 2, 1), (8, 4, 1), (1, 2, 1), (1, 4, 1), (8, 1, 4), (8, 2, 4), (8, 1, 8))
 ]
 
 
@@ -62,9 +62,9 @@ def own_rows(texts, samples=None):
 
 
 @functools.cache
-def compiled(name, rows, devices=1, parts=1):
+def compiled(name, rows, devices=1, parts=1, fsdp=1):
     """The training step, compiled once for all tests."""
-    return Step.of(name, devices, parts).compiled(rows(*texts_of(0)))
+    return Step.of(name, devices, parts, fsdp=fsdp).compiled(rows(*texts_of(0)))
 
 
 def assert_trains_as_in_shared_rows(step, name, rows):
@@ -84,10 +84,11 @@ def test_texts_train_the_same_in_rows_of_their_own_and_in_shared_rows(name):
     assert_trains_as_in_shared_rows(compiled(name, own_rows), name, own_rows)
 
 
-@pytest.mark.parametrize("name, devices, parts", DIVIDED)
-def test_a_batch_in_parts_over_devices_trains_as_in_one(name, devices, parts):
+@pytest.mark.parametrize("name, devices, parts, fsdp", DIVIDED)
+def test_a_batch_in_parts_over_devices_trains_as_in_one(name, devices, parts, fsdp, monkeypatch):
     """Means are over the whole batch's labels, and contrastive losses over its spans, however it is split."""
-    step = compiled(name, shared_rows, devices, parts)
+    monkeypatch.setattr(parallel, "SMALLEST_SPLIT", 64)  # every matrix but one
+    step = compiled(name, shared_rows, devices, parts, fsdp)
     assert_trains_as_in_shared_rows(step, name, shared_rows)
     # A device needs memory for its share of one part, beside that for gradients and copies of the parameters.
     whole, share = (
@@ -95,23 +96,33 @@ def test_a_batch_in_parts_over_devices_trains_as_in_one(name, devices, parts):
     )
     copies = 4 * sum(value.nbytes for value in step.weights.values())
     assert share - copies < 1.1 * whole / (devices * parts)
-    assert_only_gradients_and_sentences_are_exchanged(step)
+    assert_only_parameters_gradients_and_sentences_are_exchanged(step)
 
 
-def assert_only_gradients_and_sentences_are_exchanged(step):
-    """No row changes devices, and nothing that is gathered or summed is as large as a number for each token."""
+def assert_only_parameters_gradients_and_sentences_are_exchanged(step):
+    """No row changes devices, and nothing that is gathered or summed is as large as a number for each token.
+
+    Of a parameter that is split, no device has the whole gradient that is summed over all.
+    """
     program = step.function.as_text()
     assert "rng" not in program  # random bits come from hashes: XLA's generator makes them for the whole batch
     kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
     exchanges = re.findall(rf"= (.*) ({kinds})(?:-start)?\(", program)
-    assert {kind for _, kind in exchanges} <= {"all-reduce", "all-gather"}
+    assert (len(exchanges) > 0) == (step.mesh.size > 1)
     # No device's loop waits for those of others to end.
     assert not any("pred" in results for results, kind in exchanges if kind == "all-reduce")
-    assert (len(exchanges) > 0) == (step.mesh.size > 1)
-    shapes = [re.findall(r"\[([\d,]+)\]", results) for results, _ in exchanges]
-    sizes = [math.prod(map(int, shape.split(","))) for shape in itertools.chain(*shapes)]
+    exchanged = [
+        (kind, tuple(map(int, shape.split(","))))
+        for results, kind in exchanges
+        for shape in re.findall(r"\[([\d,]+)\]", results)
+    ]
     assert max(value.size for value in step.weights.values()) < ROWS * LENGTH  # or gradients would be too large
-    assert max(sizes, default=0) < ROWS * LENGTH
+    assert all(math.prod(shape) < ROWS * LENGTH for _, shape in exchanged)
+    counts = collections.Counter(kind for kind, _ in exchanged)
+    assert counts.keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+    split = [x.shape for x in step.weights.values() if parallel.FSDP in parallel.parameter_spec(x.shape, step.mesh)]
+    assert (counts["reduce-scatter"] > 0) == (len(split) > 0)
+    assert counts["reduce-scatter"] >= len(split) and not {("all-reduce", shape) for shape in split} & set(exchanged)
 
 
 @pytest.mark.parametrize("name", NAMES)

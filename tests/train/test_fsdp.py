@@ -1,0 +1,135 @@
+"""Pretraining whose parameters and optimizer state are split over devices, against pretraining where they are not."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import wiki
+from retromae_jax import parallel
+from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.checkpoints.train_state import Run, TrainState
+from retromae_jax.errors import InputError
+from retromae_jax.optimizer import adamw, learning_rate_schedule
+from tests.small import compilations
+from train import demo_data
+from train.export import export
+from train.prepare import prepare
+from train.pretrain import pretrain
+
+STEPS = 3
+
+
+def config_of(directory, name, fsdp=1, **changes):
+    config = wiki.get_config("tiny")
+    config.update(workdir=str(directory / name), data=str(directory / "blocks"), workers=1, fsdp=fsdp)
+    config.update(num_steps=STEPS, log_every=1, evaluate_every=STEPS, checkpoint_every=1)
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, demo_packages):
+    """A directory with two finished runs: `whole`, and `split` over four of the eight devices."""
+    directory = tmp_path_factory.mktemp("fsdp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setattr(parallel, "SMALLEST_SPLIT", 2**10)  # all kernels of the tiny model
+        demo_data.make_demo_data(directory / "build" / "demo")
+        text = (directory / "build" / "demo" / "text.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (directory / "text.jsonl").write_text("".join(text[:300]), encoding="utf-8")
+        prepare(config_of(directory, "whole", sources=(str(directory / "text.jsonl"),)))
+        for name, fsdp in (("whole", 1), ("split", 4)):
+            with compilations() as names:
+                pretrain(config_of(directory, name, fsdp))
+            # The state that a step made lies as the first one did.
+            assert [name for name in names if name in ("jit(step)", "jit(evaluate)")] == ["jit(evaluate)", "jit(step)"]
+        yield directory
+
+
+def metrics_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(("_per_second", "_utilization"))} for line in lines]
+
+
+def parameters_of(directory):
+    run = Run(directory)
+    values = jax.device_get(run.restore_parameters())
+    run.close()
+    return values
+
+
+def assert_trained_alike(one, other):
+    for found, expected in zip(metrics_of(one), metrics_of(other), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    found, expected = parameters_of(one), parameters_of(other)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_a_split_run_trains_as_a_whole_one(directory):
+    assert_trained_alike(directory / "split", directory / "whole")
+    assert metrics_of(directory / "split")[-1]["held_out/loss"] < metrics_of(directory / "split")[0]["held_out/loss"]
+
+
+@pytest.mark.parametrize("name, fsdp", [("split", 2), ("whole", 4)])
+def test_a_run_goes_on_with_parameters_split_otherwise(directory, tmp_path, name, fsdp):
+    shutil.copytree(directory / name, tmp_path / name)
+    shutil.rmtree(tmp_path / name / "checkpoints" / str(STEPS))
+    pretrain(config_of(tmp_path, name, fsdp, data=str(directory / "blocks")))
+    assert_trained_alike(tmp_path / name, directory / name)
+
+
+def restored(directory, fsdp):
+    """The state of a run's newest checkpoint on a mesh of all devices."""
+    weights, mesh = parameters_of(directory), parallel.training_mesh(fsdp)
+    optimizer = adamw(learning_rate_schedule(1e-4, 0.1, STEPS), 0.01, 1.0)
+    start = TrainState(np.int32(0), weights, optimizer.init(weights))
+    run = Run(directory)
+    state = run.restore(jax.device_put(start, parallel.state_sharding(mesh, start)))
+    run.close()
+    return state
+
+
+@pytest.mark.parametrize("name", ["split", "whole"])
+def test_a_checkpoint_is_the_same_on_every_mesh(directory, name):
+    whole, split = restored(directory / name, 1), restored(directory / name, 4)
+    assert int(whole.step) == STEPS
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_parameters_and_moments_are_split_and_the_rest_is_next_to_nothing(directory):
+    state = restored(directory / "split", 4)
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+    assert len(moments) == 2 * len(state.parameters) and all(np.any(x) for x in moments)
+    for part in (list(state.parameters.values()), moments):
+        for x in part:
+            held = {shard.data.size for shard in x.addressable_shards}
+            assert held == {x.size // 4 if x.ndim == 2 and x.size >= parallel.SMALLEST_SPLIT else x.size}
+        held = sum(x.addressable_shards[0].data.size for x in part)
+        assert held < 0.3 * sum(x.size for x in part)
+
+
+def test_a_split_run_exports_as_any_other(directory, tmp_path):
+    export(str(directory / "split"), tmp_path / "exported")
+    expected = parameters_of(directory / "split")
+    loaded, _ = open_model(str(tmp_path / "exported" / "masked_lm")).parameters(expected)
+    assert loaded.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+
+
+def test_a_number_that_cannot_be_is_refused(directory):
+    with pytest.raises(InputError, match="2 problem") as error:
+        pretrain(config_of(directory, "never", fsdp=3, batch_size=9))
+    assert "batch_size 9 does not divide over 8 devices" in str(error.value)
+    assert "fsdp 3 does not divide both the 8 devices and the model's hidden_size 32; take 1 or 2 or 4 or 8" in str(
+        error.value
+    )
+    with pytest.raises(InputError, match="fsdp 0 is less than 1"):
+        pretrain(config_of(directory, "never", fsdp=0))
+    assert not (directory / "never").exists()
