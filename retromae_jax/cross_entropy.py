@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from retromae_jax import parallel
-from retromae_jax.linear import product, transposed
+from retromae_jax.linear import product, sums_over_rows
 
 # A chunk has at least so many positions, and, beyond that, at most so many logits: 256 MB in float32.
 SMALLEST_CHUNK = 256
@@ -124,12 +124,8 @@ def _by_chunks(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V, *, with
         d_logits_CxV = jnp.where(is_label_CxV, d_logits_CxV - weights_C[:, None], d_logits_CxV)
         d_logits_CxV = d_logits_CxV.astype(hidden_CxD.dtype)
         d_hidden_CxD = product("CV,VD->CD", d_logits_CxV, cast_table_VxD).astype(hidden_CxD.dtype)
-        # The sum over positions is a product too: on a CPU, ten times as fast as a reduction over the leading axis.
-        return outputs, (
-            put(d_hidden_NxD, d_hidden_CxD),
-            d_table_DxV + product("DC,CV->DV", transposed(hidden_CxD), d_logits_CxV),
-            d_bias_V + product("C,CV->V", jnp.ones_like(hidden_CxD[:, 0]), d_logits_CxV),
-        )
+        table_sum_DxV, bias_sum_V = sums_over_rows(hidden_CxD, d_logits_CxV)
+        return outputs, (put(d_hidden_NxD, d_hidden_CxD), d_table_DxV + table_sum_DxV, d_bias_V + bias_sum_V)
 
     # The state starts from zeros made of the inputs, so that inside shard_map it varies over devices as it must.
     zeros = jnp.zeros_like(weights_N), jnp.zeros_like(weights_N, bool)

@@ -13,31 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from retromae_jax import parallel
+from retromae_jax.chips import CHIPS
 from retromae_jax.models.bert import BertConfig
 
 # Forward once, and backward twice: the gradient of a product is two products, one for each operand.
 TRAINING = 3
-
-# Dense bfloat16 FLOP/s of one device, by JAX's name of its kind.
-PEAK_BFLOAT16 = {
-    # Google Cloud's "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" pages: peak compute per chip, bf16.
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    # NVIDIA's data sheets of A100, H100 and H200: BFLOAT16 Tensor Core, without sparsity (a half of what is printed
-    # for H100 and H200).
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-}
 
 # A square product of this size keeps every core busy and takes a fraction of a second: on a CPU, and on others.
 MEASURED_SIZE, MEASURED_SIZE_ELSEWHERE = 2048, 8192
@@ -80,8 +60,8 @@ def head_flops(config: BertConfig, positions: np.ndarray) -> float:
 def device_flops_per_second(device: jax.Device, dtype: jnp.dtype) -> float:
     """What one device can do at most: the vendor's figure if it is known, else the rate of one large product.
 
-    Known are bfloat16 rates of `PEAK_BFLOAT16`. Elsewhere (a CPU, another GPU, float32) the best of three square
-    products in `dtype` is timed, which takes a fraction of a second.
+    Known are the bfloat16 rates of `retromae_jax.chips`. Elsewhere (a CPU, another GPU, float32) the best of three
+    square products in `dtype` is timed, which takes a fraction of a second.
 
     Args:
         device: of this process.
@@ -90,8 +70,8 @@ def device_flops_per_second(device: jax.Device, dtype: jnp.dtype) -> float:
     Returns:
         FLOP/s.
     """
-    if dtype == jnp.bfloat16 and device.device_kind in PEAK_BFLOAT16:
-        return PEAK_BFLOAT16[device.device_kind]
+    if dtype == jnp.bfloat16 and device.device_kind in CHIPS:
+        return CHIPS[device.device_kind].bfloat16_flops
     with parallel.full_precision(dtype), jax.default_device(device):
         size = MEASURED_SIZE if device.platform == "cpu" else MEASURED_SIZE_ELSEWHERE
         matrix = jnp.ones((size, size), dtype)

@@ -37,37 +37,50 @@ class Linear(nnx.Module):
             local = parallel.per_device(lambda *a: (affine(*a),), (True, False, False), (False,), x.dtype)
             # The backward pass gathers the kernel again: kept until then, all layers' kernels would be in memory.
             run = jax.checkpoint(lambda *arguments: local(*arguments)[0])
-        y = run(x.reshape(-1, x.shape[-1]), self.kernel[...], self.bias[...])
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return run(x, self.kernel[...], self.bias[...])
 
 
 @jax.custom_vjp
-def affine(x_NxI: jax.Array, kernel_IxO: jax.Array, bias_O: jax.Array) -> jax.Array:
-    """x @ kernel + bias in the dtype of x; the gradients of kernel and bias have their dtypes."""
-    return _forward(x_NxI, kernel_IxO, bias_O)[0]
+def affine(x: jax.Array, kernel_IxO: jax.Array, bias_O: jax.Array) -> jax.Array:
+    """x @ kernel + bias, [..., I] -> [..., O], in the dtype of x; gradients of kernel and bias are float32 sums."""
+    return _forward(x, kernel_IxO, bias_O)[0]
 
 
-def _forward(x_NxI, kernel_IxO, bias_O):
-    y_NxO = product("NI,IO->NO", x_NxI, kernel_IxO.astype(x_NxI.dtype)) + bias_O
-    return y_NxO.astype(x_NxI.dtype), (x_NxI, kernel_IxO, bias_O)
+def _forward(x, kernel_IxO, bias_O):
+    y = product("...I,IO->...O", x, kernel_IxO.astype(x.dtype)) + bias_O
+    return y.astype(x.dtype), (x, kernel_IxO, bias_O)
 
 
 @jax.named_scope("linear")
-def _backward(residuals, d_y_NxO):
-    x_NxI, kernel_IxO, bias_O = residuals
-    d_x_NxI = product("NO,IO->NI", d_y_NxO, kernel_IxO.astype(d_y_NxO.dtype)).astype(x_NxI.dtype)
-    d_kernel_IxO = product("IN,NO->IO", transposed(x_NxI), d_y_NxO).astype(kernel_IxO.dtype)
-    # As a product, because a CPU is slow at reductions over the leading axis.
-    d_bias_O = product("N,NO->O", jnp.ones_like(d_y_NxO[:, 0]), d_y_NxO).astype(bias_O.dtype)
-    return d_x_NxI, d_kernel_IxO, d_bias_O
+def _backward(residuals, d_y):
+    x, kernel_IxO, bias_O = residuals
+    d_x = product("...O,IO->...I", d_y, kernel_IxO.astype(d_y.dtype)).astype(x.dtype)
+    d_kernel_IxO, d_bias_O = sums_over_rows(x, d_y)
+    return d_x, d_kernel_IxO.astype(kernel_IxO.dtype), d_bias_O.astype(bias_O.dtype)
 
 
 affine.defvjp(_forward, _backward)
 
 
-def transposed(x_NxM: jax.Array) -> jax.Array:
-    """The transposed matrix, [M, N], as `materialized`."""
-    return materialized(x_NxM.T)
+def sums_over_rows(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums over all positions of the outer products of x and y and of y, from [..., I] and [..., O].
+
+    Returns:
+        Float32 [I, O] and [O].
+    """
+
+    def on_cpu(x, y):
+        # As products of matrices in row-major order, because a CPU is slow at others and at sums over leading axes.
+        x_NxI, y_NxO = (array.reshape(-1, array.shape[-1]) for array in (x, y))
+        ones_N = jnp.ones_like(y_NxO[:, 0])
+        return product("IN,NO->IO", materialized(x_NxI.T), y_NxO), product("N,NO->O", ones_N, y_NxO)
+
+    def elsewhere(x, y):
+        # The arrays as they are: a TPU would move them about for another shape.
+        axes = tuple(range(x.ndim - 1))
+        return jnp.tensordot(x, y, (axes, axes), preferred_element_type=jnp.float32), jnp.sum(y, axes, jnp.float32)
+
+    return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=elsewhere)
 
 
 def materialized(x: jax.Array) -> jax.Array:

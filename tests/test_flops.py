@@ -34,7 +34,7 @@ def test_a_layer_does_what_xla_counts(keys_per_query):
 
 
 def test_the_head_does_what_xla_counts():
-    head = MaskedLanguageModelHead(CONFIG, jnp.float32, nnx.Rngs(0))
+    head = MaskedLanguageModelHead(CONFIG, nnx.Rngs(0))
     expected = counted_by_xla(lambda hidden, table: head(hidden) @ table.T, (2, 40, 512), (4096, 512))
     assert flops.head_flops(CONFIG, np.array([40, 40])) == pytest.approx(expected, rel=0.01)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from retromae_jax.linear import Linear, affine, transposed
+from retromae_jax.linear import Linear, affine, materialized
 from retromae_jax.models import parameters
 
 
@@ -48,6 +48,6 @@ def test_initial_values():
     assert not np.any(layer.bias[...])
 
 
-def test_transposed():
+def test_materialized():
     x = np.arange(6.0).reshape(2, 3)
-    np.testing.assert_array_equal(jax.jit(transposed)(x), x.T)
+    np.testing.assert_array_equal(jax.jit(lambda x: materialized(x.T))(x), x.T)

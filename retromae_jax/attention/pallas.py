@@ -143,7 +143,10 @@ def _call(kernel, settings, inputs, results, products, scratch, name):
         grid=(batch, width // LANES, length // block),
         in_specs=in_specs,
         out_specs=out_specs,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+        out_shape=[
+            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=jax.typeof(queries_BxLxD).manual_axis_type)
+            for x in results
+        ],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(

@@ -148,7 +148,7 @@ class Embeddings(nnx.Module):
         self.word_embeddings = embedding(config.vocab_size)
         self.position_embeddings = embedding(config.max_position_embeddings)
         self.token_type_embeddings = embedding(config.type_vocab_size)
-        self.layer_norm = layer_norm(config, dtype, rngs)
+        self.layer_norm = layer_norm(config, rngs)
         self.first_position = config.first_position
         self.dropout_rate = config.hidden_dropout_prob
         self.dtype = dtype
@@ -191,7 +191,7 @@ class Attention(nnx.Module):
         self.key = linear(size, size, config, rngs)
         self.value = linear(size, size, config, rngs)
         self.output = linear(size, size, config, rngs)
-        self.layer_norm = layer_norm(config, computation.dtype, rngs)
+        self.layer_norm = layer_norm(config, rngs)
         self.heads = config.num_attention_heads
         self.implementation = computation.attention
         self.probabilities_dropout_rate = config.attention_probs_dropout_prob
@@ -219,10 +219,10 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two linear layers with the activation between them, dropout, residual and LayerNorm."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.intermediate = linear(config.hidden_size, config.intermediate_size, config, rngs)
         self.output = linear(config.intermediate_size, config.hidden_size, config, rngs)
-        self.layer_norm = layer_norm(config, dtype, rngs)
+        self.layer_norm = layer_norm(config, rngs)
         self.activation = config.hidden_act
         self.dropout_rate = config.hidden_dropout_prob
 
@@ -236,7 +236,7 @@ class BertLayer(nnx.Module):
 
     def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
         self.attention = Attention(config, computation, rngs)
-        self.feed_forward = FeedForward(config, computation.dtype, rngs)
+        self.feed_forward = FeedForward(config, rngs)
 
     def __call__(
         self, queries_BxLxD: jax.Array, keys_BxMxD: jax.Array, visible: jax.Array, dropout: Dropout | None
@@ -321,9 +321,9 @@ def run_layers(
 class MaskedLanguageModelHead(nnx.Module):
     """The transform before the vocabulary projection, and its bias; the projection is the word embedding table."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.transform = linear(config.hidden_size, config.hidden_size, config, rngs)
-        self.layer_norm = layer_norm(config, dtype, rngs)
+        self.layer_norm = layer_norm(config, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size))
         # RoBERTa's head does not follow the setting.
         self.activation = config.hidden_act if config.model_type == "bert" else "gelu"
@@ -338,10 +338,17 @@ def linear(inputs: int, outputs: int, config: BertConfig, rngs: nnx.Rngs) -> Lin
     return Linear(inputs, outputs, config.initializer_range, rngs)
 
 
-def layer_norm(config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with statistics in float32 and output in `dtype`."""
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm in float32, with output in the dtype of its input."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).astype(x.dtype)
+
+
+def layer_norm(config: BertConfig, rngs: nnx.Rngs) -> LayerNorm:
+    """LayerNorm as BERT has it."""
+    return LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
     )
 
 

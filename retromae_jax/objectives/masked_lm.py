@@ -23,7 +23,7 @@ class Model(nnx.Module):
 
     def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
         self.bert = Bert(config, computation, rngs)
-        self.head = MaskedLanguageModelHead(config, computation.dtype, rngs)
+        self.head = MaskedLanguageModelHead(config, rngs)
 
 
 class MaskedTexts(NamedTuple):

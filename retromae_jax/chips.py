@@ -1,0 +1,112 @@
+"""What accelerators can do at most, and the devices of a machine that one does not have, to compile for."""
+
+import contextlib
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from retromae_jax.errors import InputError
+
+
+class Chip(NamedTuple):
+    """An accelerator's figures, as its vendor gives them.
+
+    Attributes:
+        bfloat16_flops: dense products of bfloat16, FLOP/s.
+        memory: bytes.
+        memory_bandwidth: bytes/s.
+        link_bandwidth: to other chips, all links together and both directions, bytes/s.
+    """
+
+    bfloat16_flops: float
+    memory: float
+    memory_bandwidth: float
+    link_bandwidth: float
+
+
+_V5E = Chip(197e12, 16 * 2**30, 819e9, 200e9)
+_V5P = Chip(459e12, 95 * 2**30, 2765e9, 600e9)
+_V6E = Chip(918e12, 32 * 2**30, 1640e9, 448e9)
+
+# By JAX's name of a device's kind.
+CHIPS = {
+    # Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e": peak compute per chip (bf16), HBM capacity and
+    # bandwidth, interchip interconnect bandwidth.
+    "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    # NVIDIA's data sheets: BFLOAT16 Tensor Core without sparsity (a half of what is printed for H100 and H200), memory,
+    # NVLink.
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1555e9, 600e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 600e9),
+    "NVIDIA A100-PCIE-40GB": Chip(312e12, 40e9, 1555e9, 64e9),
+    "NVIDIA A100 80GB PCIe": Chip(312e12, 80e9, 1935e9, 64e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 900e9),
+    "NVIDIA H100 PCIe": Chip(756e12, 80e9, 2000e9, 128e9),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 900e9),
+}
+
+# Chips of a TPU v4 are two cores that JAX sees as one device, and come four to a host.
+_V4_OPTIONS = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
+
+
+def tpu_topology(name: str) -> np.ndarray:
+    """The devices of a TPU slice to compile for, on a machine without TPUs.
+
+    Args:
+        name: generation and shape of the slice, such as `v5e:16x16` or `v4:2x2x1`.
+
+    Returns:
+        Devices that programs can be compiled for and not run on.
+
+    Raises:
+        InputError: if the TPU compiler is not installed, or knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    # The compiler looks for TPUs and for Google Cloud's description of them, which takes minutes where there are none.
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    with _environment(quiet):
+        try:
+            options = _V4_OPTIONS if name.startswith("v4") else {}
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the TPU slice {name!r} cannot be compiled for: {reason}; slices are named like v5e:16x16 or v4:2x2x1, "
+                "and the compiler comes with: pip install 'libtpu==0.0.42.*'"
+            ) from error
+    return np.array(found.devices)
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def chip_of(device: jax.Device) -> Chip:
+    """The figures of a device's kind.
+
+    Raises:
+        InputError: if they are not known.
+    """
+    if device.device_kind not in CHIPS:
+        raise InputError(f"nothing is known of {device.device_kind!r} devices; known are {', '.join(CHIPS)}")
+    return CHIPS[device.device_kind]
