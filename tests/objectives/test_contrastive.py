@@ -4,7 +4,6 @@ import numpy as np
 import optax
 import pytest
 
-from retromae_jax import parallel
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings, pool

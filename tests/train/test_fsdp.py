@@ -18,12 +18,14 @@ from tests.small import compilations
 from train.export import export
 from train.pretrain import pretrain
 
-STEPS = 3
+STEPS = 2
 
 
 def config_of(directory, name, fsdp=1, **changes):
     config = wiki.get_config("tiny")
     config.update(workdir=str(directory / name), fsdp=fsdp, num_steps=STEPS, log_every=1, checkpoint_every=1)
+    config.update(validation_blocks=0)
+    config.model.num_hidden_layers = 1
     config.update(changes)
     return config
 
@@ -43,8 +45,7 @@ def directory(tmp_path_factory, minilm_directory):
         for name, fsdp in (("whole", 1), ("split", 4)):
             with compilations() as names:
                 pretrain(config_of(directory, name, fsdp))
-            # The state that a step made lies as the first one did.
-            assert [name for name in names if name in ("jit(step)", "jit(evaluate)")] == ["jit(evaluate)", "jit(step)"]
+            assert names.count("jit(step)") == 1  # a state that a step made is split as the first one was
         yield directory
 
 
