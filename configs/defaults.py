@@ -69,7 +69,7 @@ PRETRAINING = {
     "fsdp": (
         1,
         "number of devices that parameters and AdamW's state are split over (FSDP, ZeRO-3), for models that one device "
-        "has no room for; it must divide the number of devices, and best the number of a host's",
+        "has no room for; must divide the number of devices, and is fastest within a host",
     ),
     "accumulation_parts": (
         1,

@@ -32,11 +32,7 @@ class Linear(nnx.Module):
     @jax.named_scope("linear")
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., I] -> [..., O]."""
-        run = affine
-        if parallel.splits_parameters():
-            local = parallel.per_device(lambda *a: (affine(*a),), (True, False, False), (False,), x.dtype)
-            # The backward pass gathers the kernel again: kept until then, all layers' kernels would be in memory.
-            run = jax.checkpoint(lambda *arguments: local(*arguments)[0])
+        run = _affine_of_split if parallel.splits_parameters() else affine
         return run(x, self.kernel[...], self.bias[...])
 
 
@@ -60,6 +56,18 @@ def _backward(residuals, d_y):
 
 
 affine.defvjp(_forward, _backward)
+
+
+@jax.checkpoint
+def _affine_of_split(x, kernel_IxO, bias_O):
+    """`affine` with a kernel that is split over devices.
+
+    The backward pass gathers it again: kept until then, the kernels of all layers would be in memory.
+    """
+    local = parallel.per_device(
+        lambda *arguments: (affine(*arguments),), batched=(True, False, False), summed=(False,), dtype=x.dtype
+    )
+    return local(x, kernel_IxO, bias_O)[0]
 
 
 def sums_over_rows(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -75,12 +75,12 @@ def batch(config: ConfigDict, parts: int = 1) -> str | None:
 
 def split(config: ConfigDict, bert: BertConfig) -> str | None:
     """A problem if parameters cannot be split over as many devices as asked."""
-    devices = jax.device_count()
-    fitting = [str(n) for n in range(1, devices + 1) if devices % n == 0 and bert.hidden_size % n == 0]
-    if str(config.fsdp) not in fitting:
+    devices, width = jax.device_count(), bert.hidden_size
+    if devices % config.fsdp or width % config.fsdp:
+        possible = [str(number) for number in range(1, devices + 1) if devices % number == width % number == 0]
         return (
-            f"fsdp {config.fsdp} does not divide both the {devices} devices and the model's hidden_size "
-            f"{bert.hidden_size}; take {' or '.join(fitting)}"
+            f"fsdp {config.fsdp} does not divide both the {devices} devices and the model's hidden_size {width}; "
+            f"possible are {', '.join(possible)}"
         )
     return None
 

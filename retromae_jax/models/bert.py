@@ -178,7 +178,7 @@ class Embeddings(nnx.Module):
             return (table_VxD[indices_BxL],)
 
         if parallel.splits_parameters():
-            look_up = parallel.per_device(look_up, (True, False), (False,), self.dtype)
+            look_up = parallel.per_device(look_up, batched=(True, False), summed=(False,), dtype=self.dtype)
         return look_up(indices_BxL, table.embedding[...])[0]
 
 

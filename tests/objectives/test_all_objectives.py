@@ -30,10 +30,11 @@ TEXTS, ROWS, LENGTH = 64, 32, 64
 WIDEST = ("dupmae", "cocondenser")
 NAMES = [pytest.param(name, marks=() if name in WIDEST else pytest.mark.long) for name in OBJECTIVES]
 # Ways to divide a batch and the parameters: objective, devices, parts, devices that parameters are split over.
+SHORT = {("dupmae", 8, 2, 4), ("cocondenser", 8, 2, 4), ("cocondenser", 8, 2, 1)}
 DIVIDED = [
-    pytest.param(name, *ways, marks=() if name in WIDEST and ways[:2] == (8, 2) else pytest.mark.long)
+    pytest.param(*ways, marks=() if ways in SHORT else pytest.mark.long)
     for name in OBJECTIVES
-    for ways in ((8, 1, 1), (8, 2, 1), (8, 4, 1), (1, 2, 1), (1, 4, 1), (8, 1, 4), (8, 2, 4), (8, 1, 8))
+    for ways in [(name, 8, parts, fsdp) for parts in (1, 2, 4) for fsdp in (1, 4)] + [(name, 1, 2, 1), (name, 1, 4, 1)]
 ]
 
 
@@ -120,24 +121,31 @@ def assert_only_parameters_gradients_and_sentences_are_exchanged(step):
     assert all(math.prod(shape) < ROWS * LENGTH for _, shape in exchanged)
     counts = collections.Counter(kind for kind, _ in exchanged)
     assert counts.keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
-    split = [x.shape for x in step.weights.values() if parallel.FSDP in parallel.parameter_spec(x.shape, step.mesh)]
-    assert (counts["reduce-scatter"] > 0) == (len(split) > 0)
-    assert counts["reduce-scatter"] >= len(split) and not {("all-reduce", shape) for shape in split} & set(exchanged)
+    split = {
+        name: sharding.shard_shape(step.weights[name].shape)
+        for name, sharding in parallel.state_sharding(step.mesh, step.weights).items()
+        if not sharding.is_fully_replicated
+    }
+    assert counts["reduce-scatter"] >= len(split) and (counts["reduce-scatter"] > 0) == (len(split) > 0)
+    summed = {shape for kind, shape in exchanged if kind == "all-reduce"} - set(split.values())
+    assert not summed & {step.weights[name].shape for name in split}
 
 
+@pytest.mark.parametrize("fsdp", [1, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
-def test_held_out_metrics_are_the_same_in_shared_rows_over_devices(name):
+def test_held_out_metrics_are_the_same_in_shared_rows_over_devices(name, fsdp, monkeypatch):
     """Reconstruction gain included, which swaps sentence embeddings between neighbours."""
+    monkeypatch.setattr(parallel, "SMALLEST_SPLIT", 64)
     texts, samples = texts_of(0)
     layout = layout_of(texts)
     order = np.lexsort((layout.slot_N, layout.row_N))
     objective, weights = objective_of(name), weights_of(name)
     evaluate = evaluation_step(objective, parameters.structure(objective.model)[0], seed=0)
     expected = evaluate(weights, own_rows([texts[i] for i in order], samples[order]))
-    mesh = parallel.data_mesh()
+    mesh = parallel.training_mesh(fsdp)
     with jax.set_mesh(mesh):
         batch = jax.device_put(shared_rows(texts, samples), parallel.over_batch(mesh))
-        found = evaluate(jax.device_put(weights, parallel.replicated(mesh)), batch)
+        found = evaluate(jax.device_put(weights, parallel.state_sharding(mesh, weights)), batch)
     assert ("reconstruction_gain" in expected) == isinstance(objective, RetroMAE)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5, err_msg=key)

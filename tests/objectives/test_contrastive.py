@@ -4,7 +4,6 @@ import numpy as np
 import optax
 import pytest
 
-from retromae_jax import parallel
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.pooling import EncoderSettings, pool
@@ -63,8 +62,8 @@ def test_eight_devices_train_as_one():
     optimizer = optax.sgd(0.5)  # proportional to the gradients, unlike Adam
     results = {}
     for devices in (1, 8):
-        sharding = parallel.replicated(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",)))
-        state = initial_state(objective.model, shapes, None, optimizer, 0, sharding)
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+        state = initial_state(objective.model, shapes, None, optimizer, 0, mesh)
         step = finetuning_step(objective, graph, optimizer, seed=0, devices=jax.devices()[:devices])
         split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
         losses = []
