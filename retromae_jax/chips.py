@@ -84,8 +84,8 @@ def tpu_topology(name: str) -> np.ndarray:
         except (RuntimeError, ValueError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"the TPU slice {name!r} cannot be compiled for: {reason}; slices are named like v5e:16x16 or v4:2x2x1, and "
-                "the compiler comes with: pip install 'libtpu==0.0.42.*'"
+                f"the TPU slice {name!r} cannot be compiled for: {reason}; slices are named like v5e:16x16 or "
+                "v4:2x2x1, and the compiler comes with: pip install 'libtpu==0.0.42.*'"
             ) from error
     return np.array(found.devices)
 
