@@ -17,24 +17,26 @@ class Chip(NamedTuple):
         bfloat16_flops: dense products of bfloat16, FLOP/s.
         memory: bytes.
         memory_bandwidth: bytes/s.
-        link_bandwidth: to other chips, all links together and both directions, bytes/s.
+        link_bandwidth: what it can send to other chips over all its links, bytes/s.
+        clock: cycles per second of a TPU's cores, from its rate and its matrix units; 0 where none is known.
     """
 
     bfloat16_flops: float
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
+    clock: float = 0.0
 
 
-_V5E = Chip(197e12, 16 * 2**30, 819e9, 200e9)
-_V5P = Chip(459e12, 95 * 2**30, 2765e9, 600e9)
-_V6E = Chip(918e12, 32 * 2**30, 1640e9, 448e9)
+_V5E = Chip(197e12, 16 * 2**30, 819e9, 200e9, 1.5e9)
+_V5P = Chip(459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9)
+_V6E = Chip(918e12, 32 * 2**30, 1640e9, 448e9, 1.75e9)
 
 # By JAX's name of a device's kind.
 CHIPS = {
     # Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e": peak compute per chip (bf16), HBM capacity and
     # bandwidth, interchip interconnect bandwidth.
-    "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
+    "TPU v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, 1.05e9),
     "TPU v5 lite": _V5E,
     "TPU v5e": _V5E,
     "TPU v5": _V5P,
@@ -42,14 +44,14 @@ CHIPS = {
     "TPU v6 lite": _V6E,
     "TPU v6e": _V6E,
     # NVIDIA's data sheets: BFLOAT16 Tensor Core without sparsity (a half of what is printed for H100 and H200), memory,
-    # NVLink.
-    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1555e9, 600e9),
-    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 600e9),
-    "NVIDIA A100-PCIE-40GB": Chip(312e12, 40e9, 1555e9, 64e9),
-    "NVIDIA A100 80GB PCIe": Chip(312e12, 80e9, 1935e9, 64e9),
-    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 900e9),
-    "NVIDIA H100 PCIe": Chip(756e12, 80e9, 2000e9, 128e9),
-    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 900e9),
+    # NVLink or PCIe (one direction: a half of what is printed).
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1555e9, 300e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
+    "NVIDIA A100-PCIE-40GB": Chip(312e12, 40e9, 1555e9, 32e9),
+    "NVIDIA A100 80GB PCIe": Chip(312e12, 80e9, 1935e9, 32e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9),
+    "NVIDIA H100 PCIe": Chip(756e12, 80e9, 2000e9, 64e9),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
 }
 
 # Chips of a TPU v4 are two cores that JAX sees as one device, and come four to a host.

@@ -74,6 +74,11 @@ def _backward(gradients, cotangents):
 _chunked.defvjp(_forward, _backward)
 
 
+def number_of_chunks(positions: int, vocabulary: int) -> int:
+    """Chunks that the loss of so many positions of one device is computed in."""
+    return -(-positions // _chunk_size(positions, vocabulary))
+
+
 def _chunk_size(positions: int, vocabulary: int) -> int:
     """Positions in a chunk: the last chunk is half empty on average, and that should not cost much."""
     return min(positions, max(SMALLEST_CHUNK, min(-(-positions // 16), LOGITS_PER_CHUNK // vocabulary)))

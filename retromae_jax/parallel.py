@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -81,9 +81,15 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), (DATA,))
 
 
-def training_mesh(fsdp: int) -> Mesh:
-    """A mesh of all devices, among which each `fsdp` neighbours split parameters and optimizer state between them."""
-    return Mesh(np.array(jax.devices()).reshape(-1, fsdp), (DATA, FSDP))
+def training_mesh(fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of devices, among which each `fsdp` neighbours split parameters and optimizer state between them.
+
+    Args:
+        fsdp: divides the number of devices.
+        devices: None takes all that there are.
+    """
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.array(devices).reshape(-1, fsdp), (DATA, FSDP))
 
 
 def local_mesh() -> Mesh:

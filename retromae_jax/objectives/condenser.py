@@ -61,10 +61,13 @@ class Condenser(MaskedLM):
         full = (self.head_layers - 1) * flops.layer_flops(self.config, tokens_N, tokens_N)
         last = flops.layer_flops(self.config, masked_N, tokens_N, tokens_N)
         count = super().forward_flops(tokens_N) + full + last
-        # The encoder's count holds one pass of the masked tokens through its last layer and the vocabulary already.
         if self.late_masked_lm:
-            return count + flops.head_flops(self.config, masked_N)
+            return count
+        # Only [CLS] has a last state then.
         return count - flops.layer_flops(self.config, masked_N, tokens_N, np.zeros_like(masked_N))
+
+    def predictions(self, tokens_N: np.ndarray) -> np.ndarray:
+        return super().predictions(tokens_N) * (2 if self.late_masked_lm else 1)
 
     def losses(
         self, model: Model, inputs: MaskedTexts, limit: int, whole: dict[str, jax.Array], dropout: Dropout | None

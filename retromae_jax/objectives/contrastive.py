@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
-from retromae_jax import random_bits
+from retromae_jax import flops, random_bits
 from retromae_jax.models.bert import Bert, BertConfig, Computation
 from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.rows import Rows
@@ -60,6 +61,11 @@ class Contrastive:
     def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""
         return Model(self.config, self.computation, rngs)
+
+    def flops(self, tokens_N: np.ndarray) -> float:
+        """Model FLOPs of a training step on queries and passages of so many tokens; see `retromae_jax.flops`."""
+        layers = self.config.num_hidden_layers
+        return flops.TRAINING * layers * flops.layer_flops(self.config, tokens_N, tokens_N)
 
     def loss(self, model: Model, batch: dict, seed: int, axis: str) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of this device's queries against the passages of all devices on the mapped axis.

@@ -93,10 +93,11 @@ class RetroMAE(MaskedLM):
         )
 
     def forward_flops(self, tokens_N: np.ndarray) -> float:
-        decoder = flops.layer_flops(self.config, tokens_N, tokens_N)
+        return super().forward_flops(tokens_N) + flops.layer_flops(self.config, tokens_N, tokens_N)
+
+    def predictions(self, tokens_N: np.ndarray) -> np.ndarray:
         # The decoder predicts all but [CLS] and [SEP].
-        head = flops.head_flops(self.config, np.maximum(tokens_N - 2, 0))
-        return super().forward_flops(tokens_N) + decoder + head
+        return super().predictions(tokens_N) + np.maximum(tokens_N - 2, 0)
 
     def losses(
         self,

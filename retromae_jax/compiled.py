@@ -1,0 +1,105 @@
+"""What a compiled program needs of a chip: memory, operations, exchanges between chips, and an estimate of its time.
+
+Read from the compiler's own account and from the text of the optimized program, so that it can be told of a machine that
+one does not have.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+import jax
+
+COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
+_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+class Exchange(NamedTuple):
+    """Exchanges of one kind.
+
+    Attributes:
+        count: how many the program has; those in a loop once.
+        bytes: of a chip's results, all together.
+    """
+
+    count: int
+    bytes: int
+
+
+class Memory(NamedTuple):
+    """Bytes of a chip's memory.
+
+    Attributes:
+        peak: the most at any time.
+        arguments: state and batch.
+        temporaries: what the program makes and drops.
+    """
+
+    peak: int
+    arguments: int
+    temporaries: int
+
+
+def memory(program: jax.stages.Compiled) -> Memory:
+    """The memory that a compiled program needs of each chip."""
+    sizes = program.memory_analysis()
+    return Memory(sizes.peak_memory_in_bytes, sizes.argument_size_in_bytes, sizes.temp_size_in_bytes)
+
+
+def flops(program: jax.stages.Compiled) -> float | None:
+    """Operations of a chip as XLA counts them, the body of a loop once; None where it does not count."""
+    costs = program.cost_analysis() or {}
+    return costs.get("flops")
+
+
+def exchanges(text: str) -> dict[str, Exchange]:
+    """The exchanges between chips in the text of an optimized program, by kind."""
+    count, size = collections.Counter(), collections.Counter()
+    for line in text.splitlines():
+        found = _INSTRUCTION.match(line)
+        kind = found and found[2].removesuffix("-start")
+        if kind in COLLECTIVES:
+            parts = [_size(*shape) for shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", found[1])]
+            # What starts an exchange that another instruction ends has its argument among its results, but for a sum.
+            whole = kind == found[2] or kind == "all-reduce"
+            count[kind] += 1
+            size[kind] += sum(parts) if whole else max(parts)
+    return {kind: Exchange(count[kind], size[kind]) for kind in COLLECTIVES if count[kind]}
+
+
+def largest_array(text: str) -> tuple[int, str]:
+    """Bytes and shape of the largest array in the text of an optimized program."""
+    shapes = set(re.findall(r"\b([a-z]+\d*)\[([\d,]+)\]", text))
+    kind, dimensions = max(shapes, key=lambda shape: _size(*shape))
+    return _size(kind, dimensions), f"{kind}[{dimensions}]"
+
+
+def _size(kind: str, dimensions: str) -> int:
+    return _BYTES.get(kind, 4) * math.prod(int(number) for number in dimensions.split(",") if number)
+
+
+def estimated_cycles(text: str, trips: dict[str, float]) -> float:
+    """Cycles of a TPU program by its compiler's own estimate of each instruction.
+
+    Kernels that are not the compiler's, and exchanges, are not among them.
+
+    Args:
+        text: of the optimized program.
+        trips: how often a loop's body runs, by a word of its name; the compiler counts it once, and so do loops of
+            other names.
+    """
+    cycles, loops, computation = collections.Counter(), {}, ""
+    for line in text.splitlines():
+        if not line.startswith(" ") and (found := _COMPUTATION.match(line)):
+            computation = found[1]
+        for number in _CYCLES.findall(line):
+            cycles[computation] += int(number)
+        if found := _LOOP.search(line):
+            loops[found[1]] = next((count for word, count in trips.items() if word in line), 1.0)
+    return sum(number * loops.get(name, 1.0) for name, number in cycles.items())
