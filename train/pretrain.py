@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import defaults
-from retromae_jax import parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
@@ -30,7 +30,7 @@ from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw, learning_rate_schedule
 from retromae_jax.training import evaluation_step, initial_state, pretraining_step
 from train import checks, loop
-from train.command_line import parse_config
+from train.command_line import parse_training
 
 # Held-out texts have sample numbers, and so masks, that no training text has. It is even, as the first number of a
 # pair of spans must be.
@@ -160,8 +160,9 @@ def _open_source(name_or_directory: str) -> Source:
 
 @exits_on_input_error
 def main() -> None:
-    parallel.start()
-    pretrain(parse_config(__doc__, defaults.PRETRAINING))
+    config, flags = parse_training(__doc__, defaults.PRETRAINING)
+    hosts.start(flags)
+    pretrain(config)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from retromae_jax import parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
@@ -95,10 +95,11 @@ class Run:
             tokenizer: the model's.
 
         Raises:
-            InputError: if the directory holds checkpoints of a run with other settings or other data, or cannot be
-                written to.
+            InputError: if the directory holds checkpoints of a run with other settings or other data, cannot be
+                written to, or is not the same one on all hosts.
         """
         self.command = command
+        hosts.check_shared(self.directory, "--config.workdir")
         description = json.loads(
             json.dumps(
                 {
@@ -126,8 +127,8 @@ class Run:
                     f"{self.directory} holds a run with other settings or data: {'; '.join(different)}. "
                     "Choose another --config.workdir, or remove that directory"
                 )
-        parallel.wait_for_all("compared")
-        if parallel.is_first_process():
+        hosts.wait_for_all("compared")
+        if hosts.is_first():
             tokenizer.save_pretrained(self.directory / "tokenizer")
             path = self.directory / "run.json"
             temporary = path.with_suffix(".incomplete")
@@ -138,6 +139,7 @@ class Run:
         """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once."""
         step = int(state.step)
         if step != self.checkpoints.latest_step():
+            state = parallel.held_by_all(state)
             items = {
                 "parameters": ocp.args.StandardSave(state.parameters),
                 "optimizer": ocp.args.StandardSave(state.optimizer),
