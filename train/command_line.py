@@ -28,7 +28,7 @@ def parse_training(
     not decide.
 
     Returns:
-        The config; and the flags of `hosts.add_flags`.
+        The config; and the flags, `profile` and those of `hosts.add_flags`.
 
     Raises:
         As `parse_config` does.
@@ -36,6 +36,7 @@ def parse_training(
     parser = argparse.ArgumentParser(
         prog="", usage=argparse.SUPPRESS, add_help=False, exit_on_error=False, allow_abbrev=False
     )
+    parser.add_argument("--profile", action="store_true", help="trace a few steps into WORKDIR/profile")
     hosts.add_flags(parser)
     try:
         flags, rest = parser.parse_known_args(argv)

@@ -22,7 +22,7 @@ from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.retrieval import load_collection, read_negatives
 from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.errors import exits_on_input_error
-from retromae_jax.logging import say, table
+from retromae_jax.logging import say
 from retromae_jax.models import parameters
 from retromae_jax.models.pooling import POOLINGS, EncoderSettings
 from retromae_jax.objectives.contrastive import Contrastive
@@ -30,10 +30,11 @@ from retromae_jax.optimizer import adamw, learning_rate_schedule
 from retromae_jax.training import finetuning_step, initial_state
 from train import checks, loop
 from train.command_line import parse_training
+from train.summary import summary
 
 
-def finetune(config: ConfigDict) -> None:
-    """Trains as `config` (see `configs.defaults`) says.
+def finetune(config: ConfigDict, profile: bool = False) -> None:
+    """Trains as `config` (see `configs.defaults`) says; `profile` traces a few steps.
 
     Raises:
         InputError: if config, data, tokenizer and model do not fit together.
@@ -115,25 +116,18 @@ def finetune(config: ConfigDict) -> None:
     own_devices = parallel.replicated(parallel.local_mesh())
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, own_devices)
     state = run.restore(state)
-    summary = {
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
-        "parameters": f"{sum(value.size for value in shapes.values()):,}",
-        "queries": f"{len(queries):,}",
-        "passages": f"{len(passages):,}",
-        "batch": f"{config.batch_size} x {config.group_size}",
-        "steps": f"{num_steps:,}",
-        "from step": f"{int(state.step):,}",
-    }
-    say(table([summary]))
+    batch = {"queries": config.batch_size, "passages": config.batch_size * config.group_size}
+    facts = {"data": f"{len(queries):,} queries, {len(passages):,} passages"}
+    say(summary(mesh, state, num_steps, batch, facts))
     step = finetuning_step(objective, graph, optimizer, config.seed)
-    loop.train(config, run, state, num_steps, step, batch_of_step, "queries", schedule)
+    loop.train(config, run, state, num_steps, step, batch_of_step, "queries", schedule, profile=profile)
 
 
 @exits_on_input_error
 def main() -> None:
     config, flags = parse_training(__doc__, defaults.FINETUNING)
     hosts.start(flags)
-    finetune(config)
+    finetune(config, flags.profile)
 
 
 if __name__ == "__main__":

@@ -223,16 +223,21 @@ def test_all_problems_are_reported_at_once(pretrained, tmp_path):
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), batch_size=9))
 
 
-def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_path):
+def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_path, capsys):
     config = tiny("msmarco", init=str(pretrained), workdir=str(tmp_path / "run"))
-    finetune(config)
+    finetune(config, profile=True)
     expected = parameters_of(tmp_path / "run", step=6)
+    (trace,) = (tmp_path / "run" / "profile" / "process_0").glob("plugins/profile/*/*.xplane.pb")
+    assert b"finetune" in trace.read_bytes()
+    assert f"profile: steps 4 to 6 are in {tmp_path / 'run' / 'profile'}" in capsys.readouterr().err
     start = parameters_of(pretrained)
     assert expected.keys() == {name for name in start if name.startswith("bert.")}
     moved = max(float(np.max(np.abs(expected[name] - start[name]))) for name in expected)
     assert 0 < moved < 1e-3
 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    with pytest.raises(InputError, match=r"--profile needs 6 steps, and .* has 3 to go"):
+        finetune(config, profile=True)
     finetune(config)
     for name, value in parameters_of(tmp_path / "run", step=6).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
