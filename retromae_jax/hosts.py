@@ -7,8 +7,10 @@ are, and which of them it is, by flags or in the environment:
     JAX_COORDINATOR_ADDRESS=...     JAX_NUM_PROCESSES=N  JAX_PROCESS_ID=I
 
 They watch each other. When one is lost (killed, crashed, cut off), JAX ends all others within `--lost-after` seconds,
-from C++ and with SIGABRT, so that nothing of Python runs any more; its message says "task I" of process I. To go on,
-start the same command on all hosts again: a training resumes from its newest checkpoint.
+from C++ and with SIGABRT, so that nothing of Python runs any more; its message calls process I "task I", and process 0
+the leader. To go on, start the same command on all hosts again: a training resumes from its newest checkpoint.
+
+SIGTERM to one process stops a training on all of them, after a step and with a checkpoint.
 """
 
 import argparse
@@ -80,6 +82,11 @@ def wait_for_all(reason: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(reason)
+
+
+def stop_is_asked(step: int) -> bool:
+    """Whether a process got SIGTERM and this is the step that all stop at; to be asked by all after every step."""
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def part() -> None:

@@ -1,5 +1,6 @@
 """The loop that the training commands share: steps, metrics, checkpoints."""
 
+import signal
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from retromae_jax import hosts
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.logging import MetricsLog, Progress, say
 from train.profiling import Profile
@@ -58,8 +60,9 @@ def train(
 
     Raises:
         InputError: if there are too few steps to trace.
+        SystemExit: when SIGTERM stopped the run.
     """
-    name, first_step = run.command, int(state.step)
+    name, first_step, stopped = run.command, int(state.step), False
     profiled = Profile(run.directory, first_step, num_steps) if profile else None
     log = MetricsLog(run.directory, first_step)
 
@@ -88,7 +91,8 @@ def train(
             flops += batch.flops
             finished = step + 1
             last = finished == num_steps
-            if last or finished % config.log_every == 0:
+            stopped = not last and hosts.stop_is_asked(finished)
+            if last or stopped or finished % config.log_every == 0:
                 means = {key: float(np.mean([one[key] for one in unlogged])) for key in metrics}
                 means["learning_rate"] = float(learning_rate(step))
                 elapsed = time.monotonic() - since
@@ -102,10 +106,15 @@ def train(
                 started = time.monotonic()
                 log_measurements(finished)
                 since += time.monotonic() - started  # measuring is not training
-            if last or finished % config.checkpoint_every == 0:
+            if last or stopped or finished % config.checkpoint_every == 0:
                 run.save(state)
+            if stopped:
+                break
     log.close()
     run.close()
+    if stopped:
+        say(f"{name}: stopped by SIGTERM after step {finished:,}; the same command goes on from there")
+        raise SystemExit(128 + signal.SIGTERM)
     say(f"{name}: finished, {run.directory}")
 
 

@@ -20,6 +20,7 @@ from configs import (
     msmarco_pretrain,
     wiki,
 )
+from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.encoder import Encoder
@@ -223,7 +224,7 @@ def test_all_problems_are_reported_at_once(pretrained, tmp_path):
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), batch_size=9))
 
 
-def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_path, capsys):
+def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_path, capsys, monkeypatch):
     config = tiny("msmarco", init=str(pretrained), workdir=str(tmp_path / "run"))
     finetune(config, profile=True)
     expected = parameters_of(tmp_path / "run", step=6)
@@ -238,7 +239,14 @@ def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_pat
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     with pytest.raises(InputError, match=r"--profile needs 6 steps, and .* has 3 to go"):
         finetune(config, profile=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts, "stop_is_asked", lambda step: step == 4)
+        with pytest.raises(SystemExit) as stopped:
+            finetune(config)
+    assert stopped.value.code == 143
+    assert "finetune: stopped by SIGTERM after step 4" in capsys.readouterr().err
     finetune(config)
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [3, 4, 6]
     for name, value in parameters_of(tmp_path / "run", step=6).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
