@@ -14,6 +14,7 @@ SIGTERM to one process stops a training on all of them, after a step and with a 
 """
 
 import argparse
+import hashlib
 import os
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def part() -> None:
     jax.distributed.shutdown()
 
 
+def check_same(description: str) -> None:
+    """Checks that all processes were started alike, because those that were not would wait for each other forever.
+
+    Args:
+        description: of settings and data.
+
+    Raises:
+        InputError: on all processes, if the descriptions differ.
+    """
+    digest = np.frombuffer(hashlib.sha256(description.encode()).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest).reshape(jax.process_count(), -1)
+    _refuse((digests == digests[0]).all(axis=1), "other settings or data than process 0; start the same command on all")
+
+
 def check_shared(directory: Path, setting: str) -> None:
     """Checks that all processes see one directory, so that a local disk shows before hours of work.
 
@@ -116,12 +131,13 @@ def check_shared(directory: Path, setting: str) -> None:
     is_seen = multihost_utils.process_allgather(np.array(path.exists()))
     if is_first():
         path.unlink()
-    if not is_seen.all():
-        unseeing = ", ".join(map(str, np.flatnonzero(~is_seen)))
-        raise InputError(
-            f"{directory} is not the same directory on all hosts (another on process {unseeing}); let {setting} name "
-            "one on a file system that all hosts share"
-        )
+    _refuse(is_seen, f"another {directory} than process 0; let {setting} name a directory that all hosts share")
+
+
+def _refuse(is_right: np.ndarray, message: str) -> None:
+    """Raises an InputError on all processes, if it is not right on all; the message goes on after `process I has`."""
+    if not is_right.all():
+        raise InputError(f"process {', '.join(map(str, np.flatnonzero(~is_right)))} has {message}")
 
 
 def _given(names: tuple[str, ...], values) -> tuple[str, int, int] | tuple[()]:

@@ -57,12 +57,17 @@ class Run:
         checkpoints_to_keep: older checkpoints are deleted; None opens a run for reading only.
 
     Raises:
-        InputError: if the directory cannot be made.
+        InputError: if the directory is none, or cannot be made.
     """
 
     def __init__(self, directory: str | Path, checkpoints_to_keep: int | None = None):
         self.directory = Path(directory).expanduser().absolute()
         if checkpoints_to_keep is not None:
+            if "://" in str(directory):
+                raise InputError(
+                    f"{directory} is an address, not a directory; mount that storage on all hosts and give "
+                    "--config.workdir the directory (docs/tpu.md)"
+                )
             try:
                 (self.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -95,11 +100,10 @@ class Run:
             tokenizer: the model's.
 
         Raises:
-            InputError: if the directory holds checkpoints of a run with other settings or other data, cannot be
-                written to, or is not the same one on all hosts.
+            InputError: if the directory holds checkpoints of a run with other settings or other data, or cannot be
+                written to; or if directory, settings or data are not the same on all hosts.
         """
         self.command = command
-        hosts.check_shared(self.directory, "--config.workdir")
         description = json.loads(
             json.dumps(
                 {
@@ -111,6 +115,9 @@ class Run:
                 }
             )
         )
+        hosts.check_shared(self.directory, "--config.workdir")
+        # Hosts may mount it at different places.
+        hosts.check_same(json.dumps(description | {"config": description["config"] | {"workdir": ""}}))
         if is_run(self.directory) and self.checkpoints.latest_step() is not None:
             before = read_description(self.directory)
             old, new = (

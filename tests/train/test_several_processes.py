@@ -38,8 +38,20 @@ STAGES = """
 from tests.train import test_several_processes as stages
 stages.run_stages({stages!r})
 """
-FOREVER = """
-print("started", flush=True)
+DISAGREEING = """
+import sys, tempfile
+from pathlib import Path
+from retromae_jax.errors import InputError
+for check in (
+    lambda: hosts.check_same(f"batch_size {jax.process_index()}"),
+    lambda: hosts.check_shared(Path(tempfile.mkdtemp()), "--config.workdir"),
+):
+    try:
+        check()
+    except InputError as error:
+        print(error, flush=True)
+hosts.check_same("batch_size 8")
+hosts.check_shared(Path.cwd(), "--config.workdir")
 while True:
     hosts.wait_for_all("forever")
 """
@@ -136,14 +148,18 @@ def data(tmp_path_factory, demo_packages):
     return directory
 
 
+def with_links(directory, data):
+    """The directory, in which the stages can now run."""
+    for path in data.iterdir():
+        (directory / path.name).symlink_to(path)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     """Directories of all stages run on one process with eight devices (this one) and on two with four each; and what
     the two wrote."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for directory in (one, two):
-        for path in data.iterdir():
-            (directory / path.name).symlink_to(path)
+    one, two = (with_links(tmp_path_factory.mktemp(name), data) for name in ("one", "two"))
     stages = ("pretrained", "finetuned", "encoded")
     started = start(two, 2, 4, STAGES.format(stages=stages))
     with pytest.MonkeyPatch.context() as patch:
@@ -212,10 +228,13 @@ def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path, monkeypatch)
         assert_same_arrays(parameters_of(moved / stage), parameters_of(one / stage), 1e-6)
 
 
-def test_the_loss_of_a_process_ends_the_others_and_is_named(tmp_path):
+def test_disagreement_is_refused_everywhere_and_the_loss_of_a_process_ends_the_others(tmp_path):
     lost_after = 5
-    survivor, lost = start(tmp_path, 2, 1, FOREVER, "--lost-after", str(lost_after))
-    assert survivor.stdout.readline() == lost.stdout.readline() == "started\n"
+    survivor, lost = start(tmp_path, 2, 1, DISAGREEING, "--lost-after", str(lost_after))
+    for process in (survivor, lost):
+        said = (line for line in process.stdout if line.startswith("process "))
+        assert "process 1 has other settings or data than process 0" in next(said)
+        assert "let --config.workdir name a directory that all hosts share" in next(said)
     lost.kill()
     killed = time.monotonic()
     _, errors = survivor.communicate(timeout=60)
@@ -224,3 +243,20 @@ def test_the_loss_of_a_process_ends_the_others_and_is_named(tmp_path):
     assert f"the others end within {lost_after} s" in errors
     assert "Task 1 heartbeat timeout" in errors or "stopped sending heartbeats):\n1\n" in errors
     lost.communicate()
+
+
+@pytest.mark.long
+def test_sigterm_to_one_process_stops_all_with_a_checkpoint(data, tmp_path):
+    script = STAGES.format(stages=("pretrained",)).replace("stages.run", "stages.STEPS['num_steps'] = 1000; stages.run")
+    first, second = start(with_links(tmp_path, data), 2, 4, script)
+    checkpoints = tmp_path / "pretrained" / "checkpoints"
+    while not (checkpoints / "1").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    second.terminate()
+    _, errors = first.communicate(timeout=120)
+    second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (143, 143)
+    last = max(int(path.name) for path in checkpoints.iterdir())
+    assert f"stopped by SIGTERM after step {last}" in errors
+    assert metrics_of(tmp_path / "pretrained")[-1]["step"] == last < 1000

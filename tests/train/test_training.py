@@ -168,6 +168,8 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_read(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"choose another --config\.workdir"):
         pretrain(tiny("wiki", workdir=str(tmp_path / "file")))
+    with pytest.raises(InputError, match="gs://bucket/wiki is an address, not a directory; mount"):
+        pretrain(tiny("wiki", workdir="gs://bucket/wiki"))
 
 
 def test_other_data_under_the_same_name_are_refused(pretrained, tmp_path):
