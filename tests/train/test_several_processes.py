@@ -25,7 +25,7 @@ from train.pretrain import pretrain
 # Three steps each, all of which change the parameters, and a checkpoint after every one.
 STEPS = {"num_steps": 3, "log_every": 1, "checkpoint_every": 1, "warmup_fraction": 0.0}
 DEVICES = """
-import argparse, sys
+import argparse
 import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -39,7 +39,7 @@ from tests.train import test_several_processes as stages
 stages.run_stages({stages!r})
 """
 DISAGREEING = """
-import sys, tempfile
+import tempfile
 from pathlib import Path
 from retromae_jax.errors import InputError
 for check in (
