@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.measure import argument_parser, open_evaluation, positive, report
+from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import exits_on_input_error
-from retromae_jax.retrieval.encode import encode_texts
+from retromae_jax.retrieval.encode import encode_on_all_hosts
 from retromae_jax.retrieval.metrics import Scores
 from retromae_jax.retrieval.search import search_faiss
 
 QUERY_MAX_LENGTH = 32
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--model", required=True, help="Hugging Face directory or Hub name, or run directory")
     parser.add_argument(
@@ -46,11 +47,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=positive, default=64, help="texts encoded at once (default: 64)")
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
+    hosts.add_flags(parser)
     return parser.parse_args(argv)
 
 
-def evaluate(arguments: argparse.Namespace) -> Scores:
-    """Encodes, searches and reports.
+def evaluate(arguments: argparse.Namespace) -> Scores | None:
+    """Encodes on all hosts, searches and reports on the first; None on the others.
 
     Raises:
         InputError: if collection, output or model cannot be used.
@@ -59,6 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
     system = Path(arguments.model).resolve().name
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
+    hosts.check_shared(output, "--output")
     encoder = Encoder.from_pretrained(
         arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
     )
@@ -67,10 +70,15 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
 
     started = time.monotonic()
-    query_embeddings = encode_texts(
-        encoder, list(collection.queries.values()), query_max_length, arguments.batch_size, "queries"
+    query_embeddings = encode_on_all_hosts(
+        encoder, list(collection.queries.values()), query_max_length, arguments.batch_size, "queries", output
     )
-    passage_embeddings = encode_texts(encoder, passages, passage_max_length, arguments.batch_size, "passages")
+    passage_embeddings = encode_on_all_hosts(
+        encoder, passages, passage_max_length, arguments.batch_size, "passages", output
+    )
+    hosts.part()
+    if not hosts.is_first():
+        return None
     encoded = time.monotonic()
     found = search_faiss(query_embeddings, passage_embeddings, arguments.depth)
     searched = time.monotonic()
@@ -91,7 +99,9 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    evaluate(_parse(argv))
+    arguments = parse(argv)
+    hosts.start(arguments)
+    evaluate(arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a compiled program needs of a chip: memory, operations, exchanges between chips, and an estimate of its time.
 
-Read from the compiler's own account and from the text of the optimized program, so that it can be told of a machine that
-one does not have.
+Read from the compiler's own account and from the text of the optimized program, so that it can be told of a machine
+that one does not have.
 """
 
 import collections

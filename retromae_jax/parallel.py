@@ -1,8 +1,7 @@
-"""Devices and hosts: start of several processes, the mesh, shardings, and per-device work inside a sharded step."""
+"""Devices: the mesh, shardings, and per-device work inside a sharded step."""
 
 import functools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,54 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-
-from retromae_jax import logging
-from retromae_jax.errors import InputError
 
 DATA, FSDP = "data", "fsdp"
 
 # Matrices of fewer elements, a quarter of a megabyte, stay whole on each device, and so do all vectors: together they
 # are a thousandth of BERT-base, and gathering each would take longer to begin than to do.
 SMALLEST_SPLIT = 2**16
-
-
-def start() -> None:
-    """Joins this process with those of the other hosts, if there are any; call it before anything else of JAX.
-
-    JAX finds the processes of TPU pods, SLURM and MPI jobs by itself. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of
-    the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment name them.
-
-    Raises:
-        InputError: if only some of those are set.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, processes, process = (os.environ.get(name) for name in names)
-    if address and not (processes and process):
-        raise InputError(f"{', '.join(names)} must be set together")
-    try:
-        if address:
-            jax.distributed.initialize(address, int(processes), int(process))
-        else:
-            jax.distributed.initialize()
-    except ValueError as error:
-        if "coordinator_address should be defined" not in str(error):
-            raise
-        return  # no cluster: this process is alone
-    if jax.process_index() > 0:
-        logging.silence()
-
-
-def is_first_process() -> bool:
-    """Whether this process writes what is written once."""
-    return jax.process_index() == 0
-
-
-def wait_for_all(reason: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(reason)
 
 
 def local_rows(rows: int) -> slice:
@@ -69,6 +27,24 @@ def local_rows(rows: int) -> slice:
 def place_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Arrays over all devices from each process's rows (`local_rows`)."""
     return {name: jax.make_array_from_process_local_data(over_batch(mesh), rows) for name, rows in local.items()}
+
+
+def held_by_all(tree: Any) -> Any:
+    """Arrays over the devices of all processes from what `jax.pmap` returns: arrays of each process's own, all equal.
+
+    Arrays that are over all devices already stay as they are. No data move.
+    """
+    if jax.process_count() == 1:
+        return tree
+    everywhere = replicated(data_mesh())
+
+    def held(x: jax.Array) -> jax.Array:
+        if not x.is_fully_addressable:
+            return x
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, parts)
+
+    return jax.tree.map(held, tree)
 
 
 def full_precision(dtype: jnp.dtype) -> AbstractContextManager:

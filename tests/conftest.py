@@ -15,7 +15,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from retromae_jax import hosts
+
 SHARED = Path(os.environ.get("RETROMAE_TEST_DATA", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test calls in this process, where JAX runs already, look for no other processes."""
+    monkeypatch.setattr(hosts, "start", lambda flags: None)
 
 
 def missing(what: str) -> None:

@@ -17,16 +17,44 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from retromae_jax import hosts
 from retromae_jax.errors import InputError
 
 
-def parse_config(command: str, keys: Mapping[str, tuple[object, str]], argv: Sequence[str] | None = None) -> ConfigDict:
+def parse_training(
+    command: str, keys: Mapping[str, tuple[object, str]], argv: Sequence[str] | None = None
+) -> tuple[ConfigDict, argparse.Namespace]:
+    """Reads the command line of a training command: the config as `parse_config` does, and flags that the recipe does
+    not decide.
+
+    Returns:
+        The config; and the flags, `profile` and those of `hosts.add_flags`.
+
+    Raises:
+        As `parse_config` does.
+    """
+    parser = argparse.ArgumentParser(
+        prog="", usage=argparse.SUPPRESS, add_help=False, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--profile", action="store_true", help="trace a few steps into WORKDIR/profile")
+    hosts.add_flags(parser)
+    try:
+        flags, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error).removeprefix("argument ")) from error
+    return parse_config(command, keys, rest, parser.format_help()), flags
+
+
+def parse_config(
+    command: str, keys: Mapping[str, tuple[object, str]], argv: Sequence[str] | None = None, flags: str = ""
+) -> ConfigDict:
     """Reads the config file and the overrides on the command line.
 
     Args:
         command: `__doc__` of the command's module; its text is the help.
         keys: table of the config's keys (`configs.defaults`), for the help.
         argv: arguments without the program's name; None takes `sys.argv`.
+        flags: help of the command's other flags.
 
     Returns:
         The recipe's config, its keys locked.
@@ -37,7 +65,7 @@ def parse_config(command: str, keys: Mapping[str, tuple[object, str]], argv: Seq
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "--help" in argv or "-h" in argv:
-        print(_help(command, keys))
+        print(_help(command, keys, flags))
         raise SystemExit(0 if argv else 2)
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config")
@@ -124,9 +152,9 @@ def _one_line(error: Exception) -> str:
     return message.strip("\"'")
 
 
-def _help(command: str, keys: Mapping[str, tuple[object, str]]) -> str:
+def _help(command: str, keys: Mapping[str, tuple[object, str]], flags: str) -> str:
     lines = [command.strip(), "", "Keys of the config, set in the file or as --config.key=value:"]
     for key, (default, meaning) in keys.items():
         shown = type(default).__name__ if isinstance(default, ConfigDict | tuple) else repr(default)
         lines += textwrap.wrap(f"{key} ({shown}): {meaning}", 100, initial_indent="  ", subsequent_indent="      ")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", flags] if flags else lines)

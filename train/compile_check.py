@@ -13,6 +13,7 @@ given by --init. Memory, exchanges and XLA's FLOPs are the compiler's account; t
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -104,7 +105,8 @@ def check(config: ConfigDict, bert: BertConfig, devices: np.ndarray, texts_per_r
         texts_per_row: pretraining: texts that a row has room for.
 
     Returns:
-        What the report holds. `fits` says whether the compiler found enough memory; if not, most of the rest is missing.
+        What the report holds. `fits` says whether it fits into a chip's memory; if the compiler found no way, most is
+        missing.
 
     Raises:
         InputError: if the recipe does not fit the devices or the model.
@@ -331,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
-    recipe = next((value for name, value in zip(rest, rest[1:], strict=False) if name == "--config"), "")
+    recipe = next((value for name, value in itertools.pairwise(rest) if name == "--config"), "")
     keys = defaults.FINETUNING if recipe and is_finetuning(load_recipe(recipe)) else defaults.PRETRAINING
     config = parse_config(__doc__, keys, rest, parser.format_help())
     if not flags.topology:

@@ -2,16 +2,18 @@
 
     python -m train.finetune --config configs/msmarco.py --config.init runs/wiki
 
-The same command runs on all TPU chips or GPUs of a host and on a CPU. Started again with the same --config.workdir,
-it goes on from the newest checkpoint there.
+The same command runs on a TPU pod, on GPUs and on a CPU. Started again with the same --config.workdir, it goes on
+from the newest checkpoint there.
 """
+
+import functools
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import defaults
-from retromae_jax import parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
@@ -19,7 +21,7 @@ from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.retrieval import load_collection, read_negatives
 from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.errors import exits_on_input_error
-from retromae_jax.logging import say, table
+from retromae_jax.logging import say
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import POOLINGS, EncoderSettings
@@ -27,11 +29,12 @@ from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw, learning_rate_schedule
 from retromae_jax.training import finetuning_step, initial_state
 from train import checks, loop
-from train.command_line import parse_config
+from train.command_line import parse_training
+from train.summary import summary
 
 
-def finetune(config: ConfigDict) -> None:
-    """Trains as `config` (see `configs.defaults`) says.
+def finetune(config: ConfigDict, profile: bool = False) -> None:
+    """Trains as `config` (see `configs.defaults`) says; `profile` traces a few steps.
 
     Raises:
         InputError: if config, data, tokenizer and model do not fit together.
@@ -74,26 +77,34 @@ def finetune(config: ConfigDict) -> None:
     order = BatchOrder(len(queries), config.batch_size, config.seed)
     num_steps = number_of_steps(config.num_steps, config.num_epochs, len(queries), config.batch_size)
 
-    def tokens(texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        token_ids, lengths = encode_batch(tokenizer, texts, max_length)
-        length = padded_length(token_ids.shape[1], max_length, config.length_buckets)
-        padding = ((0, 0), (0, length - token_ids.shape[1]))
-        return np.pad(token_ids, padding, constant_values=tokenizer.pad_token_id), lengths
+    # Each process reads its own share of the batch only, but all must pad to the same length: that of the longest text
+    # of the whole batch, which none of them knows. The devices find it out, asked for one batch ahead: the answer is
+    # there when it is needed, and neither hosts nor devices wait for each other.
+    own = parallel.local_rows(config.batch_size)
+    max_lengths = {"query": config.query_max_length, "passage": config.passage_max_length}
+    longest_of_all = jax.jit(lambda longest: longest.max(axis=0), out_shardings=parallel.replicated(mesh))
+
+    @functools.lru_cache(maxsize=2)
+    def share_of_step(step: int) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], jax.Array]:
+        indices = order.indices(step)[own]
+        drawn = [groups.group(*pair) for pair in zip(indices, order.epochs(step)[own], strict=True)]
+        texts = {
+            "query": [queries[i] for i in indices],
+            "passage": [passages[int(i)] for group in drawn for i in group],
+        }
+        tokens = {kind: encode_batch(tokenizer, texts[kind], length) for kind, length in max_lengths.items()}
+        longest = np.array([[token_ids.shape[1] for token_ids, _ in tokens.values()]] * jax.local_device_count())
+        return tokens, longest_of_all(parallel.place_batch(mesh, {"longest": longest})["longest"])
 
     def batch_of_step(step: int) -> loop.Batch:
-        drawn = [groups.group(*pair) for pair in zip(order.indices(step), order.epochs(step), strict=True)]
-        query_tokens, query_lengths = tokens([queries[i] for i in order.indices(step)], config.query_max_length)
-        passage_tokens, passage_lengths = tokens(
-            [passages[int(i)] for group in drawn for i in group], config.passage_max_length
-        )
-        arrays = {
-            "query_ids": query_tokens,
-            "query_lengths": query_lengths,
-            "passage_ids": passage_tokens,
-            "passage_lengths": passage_lengths,
-            "samples": order.samples(step).astype(np.uint32),
-        }
-        split = {name: x.reshape(mesh.size, -1, *x.shape[1:]) for name, x in arrays.items()}
+        (tokens, longest), _ = share_of_step(step), share_of_step(step + 1)
+        arrays = {"samples": order.samples(step)[own].astype(np.uint32)}
+        for (kind, (token_ids, lengths)), most in zip(tokens.items(), np.asarray(longest), strict=True):
+            length = padded_length(int(most), max_lengths[kind], config.length_buckets)
+            padding = ((0, 0), (0, length - token_ids.shape[1]))
+            arrays[f"{kind}_ids"] = np.pad(token_ids, padding, constant_values=tokenizer.pad_token_id)
+            arrays[f"{kind}_lengths"] = lengths
+        split = {name: x.reshape(jax.local_device_count(), -1, *x.shape[1:]) for name, x in arrays.items()}
         return loop.Batch(split, config.batch_size)
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
@@ -102,25 +113,21 @@ def finetune(config: ConfigDict) -> None:
     run = Run(config.workdir, config.checkpoints_to_keep)
     data = {"queries": len(queries), "passages": len(passages)}
     run.begin("finetune", bert, settings, config.to_dict(), data, tokenizer)
-    state = initial_state(objective.model, shapes, source, optimizer, config.seed, mesh)
+    # `jax.pmap` takes a state that is each process's own.
+    state = initial_state(objective.model, shapes, source, optimizer, config.seed, parallel.local_mesh())
     state = run.restore(state)
-    summary = {
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
-        "parameters": f"{sum(value.size for value in shapes.values()):,}",
-        "queries": f"{len(queries):,}",
-        "passages": f"{len(passages):,}",
-        "batch": f"{config.batch_size} x {config.group_size}",
-        "steps": f"{num_steps:,}",
-        "from step": f"{int(state.step):,}",
-    }
-    say(table([summary]))
+    batch = {"queries": config.batch_size, "passages": config.batch_size * config.group_size}
+    facts = {"data": f"{len(queries):,} queries, {len(passages):,} passages"}
+    say(summary(mesh, state, num_steps, batch, facts))
     step = finetuning_step(objective, graph, optimizer, config.seed)
-    loop.train(config, run, state, num_steps, step, batch_of_step, "queries", schedule)
+    loop.train(config, run, state, num_steps, step, batch_of_step, "queries", schedule, profile=profile)
 
 
 @exits_on_input_error
 def main() -> None:
-    finetune(parse_config(__doc__, defaults.FINETUNING))
+    config, flags = parse_training(__doc__, defaults.FINETUNING)
+    hosts.start(flags)
+    finetune(config, flags.profile)
 
 
 if __name__ == "__main__":

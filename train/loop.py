@@ -1,14 +1,18 @@
 """The loop that the training commands share: steps, metrics, checkpoints."""
 
+import signal
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from retromae_jax import hosts
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.logging import MetricsLog, Progress, say
+from train.profiling import Profile
 
 
 class Batch(NamedTuple):
@@ -36,6 +40,7 @@ def train(
     learning_rate: Callable[[int], Any],
     measure: Callable[[TrainState], dict[str, float]] | None = None,
     flops_per_second: float = 0.0,
+    profile: bool = False,
 ) -> None:
     """Runs the steps from the state's to `num_steps`, logging and saving on the way.
 
@@ -51,8 +56,14 @@ def train(
         measure: measurements on held-out data.
         flops_per_second: what all devices can do at most; the log then has `model_flops_utilization`, the share of
             it that the batches' model FLOPs made.
+        profile: whether to trace a few steps.
+
+    Raises:
+        InputError: if there are too few steps to trace.
+        SystemExit: when SIGTERM stopped the run.
     """
-    name, first_step = run.command, int(state.step)
+    name, first_step, stopped = run.command, int(state.step), False
+    profiled = Profile(run.directory, first_step, num_steps) if profile else None
     log = MetricsLog(run.directory, first_step)
 
     def log_measurements(finished: int) -> None:
@@ -65,8 +76,13 @@ def train(
             log_measurements(0)
         unlogged, units, flops, since = [], 0, 0.0, time.monotonic()
         for step in range(first_step, num_steps):
+            if profiled:
+                profiled.before(step)
             batch = batch_of_step(step)
-            state, metrics = step_function(state, batch.arrays)
+            with jax.profiler.StepTraceAnnotation(name, step_num=step):
+                state, metrics = step_function(state, batch.arrays)
+            if profiled:
+                profiled.after(step, state)
             # The step before this one is surely done: reading its loss does not hold up the device.
             note = f"loss {float(unlogged[-1]['loss']):.3f}" if unlogged else ""
             progress.update(1, note)
@@ -75,7 +91,8 @@ def train(
             flops += batch.flops
             finished = step + 1
             last = finished == num_steps
-            if last or finished % config.log_every == 0:
+            stopped = not last and hosts.stop_is_asked(finished)
+            if last or stopped or finished % config.log_every == 0:
                 means = {key: float(np.mean([one[key] for one in unlogged])) for key in metrics}
                 means["learning_rate"] = float(learning_rate(step))
                 elapsed = time.monotonic() - since
@@ -89,10 +106,15 @@ def train(
                 started = time.monotonic()
                 log_measurements(finished)
                 since += time.monotonic() - started  # measuring is not training
-            if last or finished % config.checkpoint_every == 0:
+            if last or stopped or finished % config.checkpoint_every == 0:
                 run.save(state)
+            if stopped:
+                break
     log.close()
     run.close()
+    if stopped:
+        say(f"{name}: stopped by SIGTERM after step {finished:,}; the same command goes on from there")
+        raise SystemExit(128 + signal.SIGTERM)
     say(f"{name}: finished, {run.directory}")
 
 

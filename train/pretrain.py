@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import defaults
-from retromae_jax import parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
@@ -21,7 +21,7 @@ from retromae_jax.data.spans import SpanPairs
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.flops import device_flops_per_second
-from retromae_jax.logging import say, table
+from retromae_jax.logging import say
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Computation
@@ -30,15 +30,16 @@ from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw, learning_rate_schedule
 from retromae_jax.training import evaluation_step, initial_state, pretraining_step
 from train import checks, loop
-from train.command_line import parse_config
+from train.command_line import parse_training
+from train.summary import summary
 
 # Held-out texts have sample numbers, and so masks, that no training text has. It is even, as the first number of a
 # pair of spans must be.
 FIRST_HELD_OUT_SAMPLE = 2**31
 
 
-def pretrain(config: ConfigDict) -> None:
-    """Trains as `config` (see `configs.defaults`) says.
+def pretrain(config: ConfigDict, profile: bool = False) -> None:
+    """Trains as `config` (see `configs.defaults`) says; `profile` traces a few steps.
 
     Raises:
         InputError: if config, data, tokenizer and model do not fit together.
@@ -117,18 +118,17 @@ def pretrain(config: ConfigDict) -> None:
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, mesh)
     state = run.restore(state)
     flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], computation.dtype)
-    summary = {
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
-        "objective": config.objective,
-        "parameters": f"{sum(value.size for value in shapes.values()):,}",
-        items.unit: f"{len(trained_on):,}",
-        "batch": f"{config.batch_size * items.texts_per_item} x {config.block_length}",
-        "GFLOP a step": f"{training_batch(int(state.step)).flops / 1e9:,.1f}",
-        "peak GFLOP/s": f"{flops_per_second / 1e9:,.0f}",
-        "steps": f"{num_steps:,}",
-        "from step": f"{int(state.step):,}",
-    }
-    say(table([summary]))
+    say(
+        summary(
+            mesh,
+            state,
+            num_steps,
+            {f"texts of up to {config.block_length} tokens": config.batch_size * items.texts_per_item},
+            {"objective": config.objective, "data": f"{len(trained_on):,} {items.unit}"},
+            training_batch(int(state.step)).flops,
+            flops_per_second,
+        )
+    )
 
     evaluate = evaluation_step(objective, graph, config.seed)
 
@@ -154,6 +154,7 @@ def pretrain(config: ConfigDict) -> None:
             schedule,
             measure if len(held_out) else None,
             flops_per_second,
+            profile,
         )
 
 
@@ -166,8 +167,9 @@ def _open_source(name_or_directory: str) -> Source:
 
 @exits_on_input_error
 def main() -> None:
-    parallel.start()
-    pretrain(parse_config(__doc__, defaults.PRETRAINING))
+    config, flags = parse_training(__doc__, defaults.PRETRAINING)
+    hosts.start(flags)
+    pretrain(config, flags.profile)
 
 
 if __name__ == "__main__":

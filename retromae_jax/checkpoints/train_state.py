@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from retromae_jax import parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
@@ -58,12 +58,17 @@ class Run:
         checkpoints_to_keep: older checkpoints are deleted; None opens a run for reading only.
 
     Raises:
-        InputError: if the directory cannot be made.
+        InputError: if the directory is none, or cannot be made.
     """
 
     def __init__(self, directory: str | Path, checkpoints_to_keep: int | None = None):
         self.directory = Path(directory).expanduser().absolute()
         if checkpoints_to_keep is not None:
+            if "://" in str(directory):
+                raise InputError(
+                    f"{directory} is an address, not a directory; mount that storage on all hosts and give "
+                    "--config.workdir the directory (docs/tpu.md)"
+                )
             try:
                 (self.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -97,7 +102,7 @@ class Run:
 
         Raises:
             InputError: if the directory holds checkpoints of a run with other settings or other data, or cannot be
-                written to.
+                written to; or if directory, settings or data are not the same on all hosts.
         """
         self.command = command
         description = json.loads(
@@ -111,6 +116,9 @@ class Run:
                 }
             )
         )
+        hosts.check_shared(self.directory, "--config.workdir")
+        # Hosts may mount it at different places.
+        hosts.check_same(json.dumps(description | {"config": description["config"] | {"workdir": ""}}))
         if is_run(self.directory) and self.checkpoints.latest_step() is not None:
             before = read_description(self.directory)
             old, new = (
@@ -127,8 +135,8 @@ class Run:
                     f"{self.directory} holds a run with other settings or data: {'; '.join(different)}. "
                     "Choose another --config.workdir, or remove that directory"
                 )
-        parallel.wait_for_all("compared")
-        if parallel.is_first_process():
+        hosts.wait_for_all("compared")
+        if hosts.is_first():
             tokenizer.save_pretrained(self.directory / "tokenizer")
             path = self.directory / "run.json"
             temporary = path.with_suffix(".incomplete")
@@ -139,6 +147,7 @@ class Run:
         """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once."""
         step = int(state.step)
         if step != self.checkpoints.latest_step():
+            state = parallel.held_by_all(state)
             items = {
                 "parameters": ocp.args.StandardSave(state.parameters),
                 "optimizer": ocp.args.StandardSave(state.optimizer),

@@ -1,10 +1,13 @@
 """Encoding many texts: sorted by length within windows, padded to a few fixed lengths, in input order at the end."""
 
+import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from retromae_jax import hosts
 from retromae_jax.data.batches import padded_length
 from retromae_jax.data.tokenization import encode_batch
 from retromae_jax.encoder import Encoder
@@ -16,17 +19,50 @@ WINDOW = 16384
 LENGTH_BUCKETS = 8
 
 
+def encode_on_all_hosts(
+    encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int, task: str, directory: Path
+) -> np.ndarray | None:
+    """Embeddings of texts as of `encode_texts`, each process making a share of them; None on all but the first one.
+
+    Args:
+        directory: seen by all processes; the others' shares pass through files in it, so that no host but the first
+            holds more than its own.
+    """
+    processes, process = jax.process_count(), jax.process_index()
+    bounds = [len(texts) * number // processes for number in range(processes + 1)]
+    shares = [range(*pair) for pair in itertools.pairwise(bounds)]
+    embeddings = encode_texts(encoder, texts, max_length, batch_size, task, shares[process])
+    if processes == 1:
+        return embeddings
+    files = [directory / f"{task}-{number:05d}-of-{processes:05d}.npy" for number in range(processes)]
+    if process > 0:
+        np.save(files[process], embeddings)
+    hosts.wait_for_all(f"{task} encoded")
+    if process > 0:
+        return None
+    embeddings = np.concatenate([embeddings, *(np.load(file, mmap_mode="r") for file in files[1:])])
+    for file in files[1:]:
+        file.unlink()
+    return embeddings
+
+
 def encode_texts(
-    encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int = 64, task: str = "passages"
+    encoder: Encoder,
+    texts: Sequence[str],
+    max_length: int,
+    batch_size: int = 64,
+    task: str = "passages",
+    share: range | None = None,
 ) -> np.ndarray:
     """Embeddings of texts, float32 [N, D], in their order.
 
     Args:
         encoder: the encoder.
-        texts: N texts.
+        texts: the texts, N of them unless `share` says less.
         max_length: longer texts are cut, in tokens, [CLS] and [SEP] included.
         batch_size: texts encoded at once; rounded up to a multiple of the number of devices.
         task: what the progress is called.
+        share: successive numbers of the N texts to encode; None takes all.
 
     Raises:
         InputError: if `max_length` is beyond the encoder's positions.
@@ -35,15 +71,16 @@ def encode_texts(
     if not 3 <= max_length <= positions:
         raise InputError(f"maximum length {max_length} is not between 3 and the encoder's {positions} positions")
     batch_size = -(-batch_size // encoder.mesh.size) * encoder.mesh.size
-    embeddings = np.empty((len(texts), encoder.dimension), np.float32)
-    with Progress(f"encode {task}", len(texts), task) as progress:
+    share = range(len(texts)) if share is None else share
+    embeddings = np.empty((len(share), encoder.dimension), np.float32)
+    with Progress(f"encode {task}", len(share), task) as progress:
 
         def fetch(rows: np.ndarray, result: jax.Array) -> None:
             embeddings[rows] = np.asarray(result)[: len(rows)]
             progress.update(len(rows))
 
         running = None
-        for rows, token_ids, lengths in _batches(encoder, texts, max_length, batch_size):
+        for rows, token_ids, lengths in _batches(encoder, texts, share, max_length, batch_size):
             before, running = running, (rows, encoder.embed(token_ids, lengths))
             # While the device works on this batch, the one before it is fetched.
             if before is not None:
@@ -54,11 +91,12 @@ def encode_texts(
 
 
 def _batches(
-    encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int
+    encoder: Encoder, texts: Sequence[str], share: range, max_length: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Numbers of up to `batch_size` texts; their token ids, int32 [batch_size, L]; their lengths [batch_size]."""
-    for start in range(0, len(texts), WINDOW):
-        token_ids, lengths = encode_batch(encoder.tokenizer, texts[start : start + WINDOW], max_length)
+    """Up to `batch_size` texts: their numbers in the share; token ids, int32 [batch_size, L]; lengths [batch_size]."""
+    for start in range(0, len(share), WINDOW):
+        window = share[start : start + WINDOW]
+        token_ids, lengths = encode_batch(encoder.tokenizer, texts[window.start : window.stop], max_length)
         by_length = np.argsort(-lengths, kind="stable")
         for first in range(0, len(by_length), batch_size):
             rows = by_length[first : first + batch_size]

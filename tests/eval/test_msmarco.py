@@ -39,14 +39,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
             calls.append(("model", model, pooling, normalize, compute_dtype))
             return cls()
 
-    def encode_texts(encoder, texts, max_length, batch_size=64, task="passages"):
+    def encode(encoder, texts, max_length, batch_size, task, directory):
         texts = texts[:]
         calls.append((task, texts, max_length, batch_size))
         return np.array([[text.split().count(word) for word in VOCABULARY] for text in texts], np.float32)
 
     monkeypatch.setattr(eval.msmarco, "open_model", lambda model: None)
     monkeypatch.setattr(eval.msmarco, "Encoder", Encoder)
-    monkeypatch.setattr(eval.msmarco, "encode_texts", encode_texts)
+    monkeypatch.setattr(eval.msmarco, "encode_on_all_hosts", encode)
     return calls
 
 

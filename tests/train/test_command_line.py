@@ -2,7 +2,7 @@ import pytest
 
 from configs import defaults
 from retromae_jax.errors import InputError
-from train.command_line import parse_config
+from train.command_line import parse_config, parse_training
 
 DOCUMENTATION = """Pretrains something.
 
@@ -97,3 +97,21 @@ def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
         for variant in ("", ":tiny"):
             config = parse_config(DOCUMENTATION, keys, [f"--config=configs/{recipe}.py{variant}"])
             assert set(config) == set(keys)
+
+
+def test_training_commands_have_flags_that_no_recipe_decides(capsys):
+    keys = defaults.FINETUNING
+    line = "--profile --config configs/msmarco.py --coordinator host0:1234 --config.seed=7 --processes=2 --process 1"
+    config, flags = parse_training(DOCUMENTATION, keys, line.split())
+    assert config.seed == 7
+    assert (flags.profile, flags.coordinator, flags.processes, flags.process) == (True, "host0:1234", "2", "1")
+    config, flags = parse_training(DOCUMENTATION, keys, ["--config=configs/msmarco.py"])
+    assert not flags.profile and flags.coordinator is None
+    with pytest.raises(InputError, match="--lost-after: soon is not 1 or more"):
+        parse_training(DOCUMENTATION, keys, ["--config=configs/msmarco.py", "--lost-after", "soon"])
+    with pytest.raises(InputError, match="unexpected argument '--proc"):
+        parse_training(DOCUMENTATION, keys, ["--config=configs/msmarco.py", "--proc=1"])
+    with pytest.raises(SystemExit):
+        parse_training(DOCUMENTATION, keys, ["--help"])
+    printed = capsys.readouterr().out
+    assert "  --coordinator HOST:PORT" in printed and "  --profile" in printed and "  temperature (1.0)" in printed

@@ -1,98 +1,262 @@
-"""Pretraining on two hosts, played by two processes with four devices each, against one process with eight."""
+"""Two hosts, played by two processes with four devices each, against one process with eight."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from configs import msmarco, wiki
+from eval.msmarco import evaluate, parse
 from retromae_jax.checkpoints.train_state import Run
 from train import demo_data
+from train.export import export
+from train.finetune import finetune
 from train.prepare import prepare
+from train.pretrain import pretrain
 
-SCRIPT = """
+# Three steps each, all of which change the parameters, and a checkpoint after every one.
+STEPS = {"num_steps": 3, "log_every": 1, "checkpoint_every": 1, "warmup_fraction": 0.0}
+DEVICES = """
+import argparse
 import jax
 jax.config.update("jax_num_cpu_devices", {devices})
-if {processes} > 1:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-from configs import wiki
-from retromae_jax import parallel
-parallel.start()
-from train.pretrain import pretrain
-config = wiki.get_config("tiny")
-config.workdir, config.num_steps, config.log_every = {workdir!r}, 2, 1
-config.evaluate_every = config.checkpoint_every = 2
-pretrain(config)
-assert jax.process_count() == {processes} and jax.device_count() == 8
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+from retromae_jax import hosts
+parser = argparse.ArgumentParser()
+hosts.add_flags(parser)
+hosts.start(parser.parse_args())
+"""
+STAGES = """
+from tests.train import test_several_processes as stages
+stages.run_stages({stages!r})
+"""
+DISAGREEING = """
+import tempfile
+from pathlib import Path
+from retromae_jax.errors import InputError
+for check in (
+    lambda: hosts.check_same(f"batch_size {jax.process_index()}"),
+    lambda: hosts.check_shared(Path(tempfile.mkdtemp()), "--config.workdir"),
+):
+    try:
+        check()
+    except InputError as error:
+        print(error, flush=True)
+hosts.check_same("batch_size 8")
+hosts.check_shared(Path.cwd(), "--config.workdir")
+while True:
+    hosts.wait_for_all("forever")
 """
 
 
-def start(directory, workdir, processes):
+def run_stages(stages):
+    """Runs some of pretraining, fine-tuning and encoding in the current directory."""
+    if "pretrained" in stages:
+        config = wiki.get_config("tiny")
+        config.update(STEPS | {"workdir": "pretrained", "evaluate_every": 3})
+        pretrain(config)
+    if "finetuned" in stages:
+        config = msmarco.get_config("tiny")
+        # With this seed, two processes that padded for themselves would pad the queries of each batch differently.
+        config.update(STEPS | {"workdir": "finetuned", "init": "pretrained", "length_buckets": 4, "seed": 46})
+        finetune(config)
+    if "encoded" in stages:
+        model = ["--model", "finetuned", "--output", "encoded"]
+        evaluate(parse([*model, "--collection", "animals", "--split", "test"]))
+
+
+def start(directory, processes, devices, script, *flags):
+    """Processes of a script in a directory, joined by the flags of a command line."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    script = SCRIPT.format(devices=8 // processes, processes=processes, workdir=str(workdir))
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PJRT_NPROC": "16",  # with fewer threads than devices, collectives of gloo wait for each other forever
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),
+    }
+    command = [sys.executable, "-c", DEVICES.format(devices=devices) + script, *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = []
     for process in range(processes):
-        environment = os.environ | {
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "PJRT_NPROC": "16",  # with fewer threads than devices, collectives of gloo wait for each other forever
-            "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),
-        }
-        if processes > 1:
-            environment |= {
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(process),
-            }
-        command = [sys.executable, "-c", script]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=directory, env=environment, **pipes))
+        joined = ["--coordinator", address, "--processes", str(processes), "--process", str(process)]
+        joined = joined if processes > 1 else []
+        started.append(subprocess.Popen([*command, *joined], cwd=directory, env=environment, **pipes))
     return started
 
 
 def finish(started):
+    """What the processes wrote to stdout and stderr."""
     outputs = [process.communicate(timeout=240) for process in started]
     for process, (_, errors) in zip(started, outputs, strict=True):
         assert process.returncode == 0, errors
-    return [errors for _, errors in outputs]
+    return outputs
 
 
-def test_two_processes_train_as_one(tmp_path, demo_packages, monkeypatch):
-    demo_data.make_demo_data(tmp_path / "build" / "demo")
-    from configs import wiki
+def metrics_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(("per_second", "utilization"))} for line in lines]
 
-    repository = os.getcwd()
-    monkeypatch.chdir(tmp_path)
-    config = wiki.get_config("tiny")
-    config.workers = 1
-    prepare(config)
-    monkeypatch.chdir(repository)
 
-    finish(start(tmp_path, tmp_path / "one", processes=1))
-    first, second = finish(start(tmp_path, tmp_path / "two", processes=2))
-    assert "pretrain: finished" in first
-    assert "pretrain" not in second  # only the first process speaks
-
-    logs = []
-    for name in ("one", "two"):
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        logs.append(
-            [{k: v for k, v in line.items() if not k.endswith(("per_second", "utilization"))} for line in lines]
-        )
-    assert [line.keys() for line in logs[0]] == [line.keys() for line in logs[1]]
-    for one, two in zip(*logs, strict=True):
-        for key, value in one.items():
+def assert_same_metrics(found, expected, relative):
+    assert [line.keys() for line in found] == [line.keys() for line in expected]
+    for here, there in zip(found, expected, strict=True):
+        for key, value in there.items():
             # The gain is a small difference of two losses of about 10.
-            tolerance = 1e-5 if key.endswith("gain") else 1e-6
-            assert two[key] == pytest.approx(value, rel=1e-6, abs=tolerance), key
-    weights = []
-    for name in ("one", "two"):
-        run = Run(tmp_path / name)
-        weights.append({key: np.asarray(value) for key, value in run.restore_parameters().items()})
-        run.close()
-    for key, value in weights[0].items():
-        np.testing.assert_allclose(weights[1][key], value, atol=1e-6, err_msg=key)
+            tolerance = 10 * relative if key.endswith("gain") else relative
+            assert here[key] == pytest.approx(value, rel=relative, abs=tolerance), (key, there["step"])
+
+
+def parameters_of(run_directory):
+    run = Run(run_directory)
+    values = {key: np.asarray(value) for key, value in run.restore_parameters().items()}
+    run.close()
+    return values
+
+
+def assert_same_arrays(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=0, atol=tolerance, err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, demo_packages):
+    """A directory with what all stages read: the demo's data, token blocks of it, and a small collection."""
+    directory = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        demo_data.make_demo_data(Path("build", "demo"))
+        config = wiki.get_config("tiny")
+        config.workers = 1
+        prepare(config)
+        Path("animals").mkdir()
+        # Of an odd number, so that the shares differ.
+        names = ["cat", "dog", "red deer", "great white shark", "crow", "owl", "tawny owl of the woods"]
+        passages = "".join(f"{number}\tA {name} lives.\n" for number, name in enumerate(names))
+        Path("animals", "collection.tsv").write_text(passages)
+        Path("animals", "queries.test.tsv").write_text("q1\tcats\nq2\towls\nq3\tsharks\n")
+        Path("animals", "qrels.test.tsv").write_text("q1\t0\t0\t1\nq2\t0\t5\t1\nq3\t0\t3\t1\n")
+    return directory
+
+
+def with_links(directory, data):
+    """The directory, in which the stages can now run."""
+    for path in data.iterdir():
+        (directory / path.name).symlink_to(path)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Directories of all stages run on one process with eight devices (this one) and on two with four each; and what
+    the two wrote."""
+    one, two = (with_links(tmp_path_factory.mktemp(name), data) for name in ("one", "two"))
+    stages = ("pretrained", "finetuned", "encoded")
+    started = start(two, 2, 4, STAGES.format(stages=stages))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(one)
+        run_stages(stages)
+    return one, two, finish(started)
+
+
+@pytest.mark.parametrize("run", ["pretrained", "finetuned"])
+def test_two_processes_train_as_one(runs, run, tmp_path):
+    one, two, _ = runs
+    assert_same_metrics(metrics_of(two / run), metrics_of(one / run), 1e-6)
+    assert_same_arrays(parameters_of(two / run), parameters_of(one / run), 1e-6)
+    for name, directory in (("one", one), ("two", two)):
+        export(str(directory / run), tmp_path / name)
+    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert_same_arrays(tensors[1], tensors[0], 1e-6)
+
+
+def test_two_processes_encode_as_one(runs):
+    one, two, _ = runs
+    scores = []
+    for run in (one, two):
+        lines = [line.split() for line in (run / "encoded" / "run.trec").read_text().splitlines()]
+        scores.append({(query, passage): float(score) for query, _, passage, _, score, _ in lines})
+    assert len(scores[0]) == 3 * 7
+    assert scores[1] == pytest.approx(scores[0], rel=1e-6)
+    # The shares that passed through files there are gone.
+    files = [sorted(path.name for path in (run / "encoded").iterdir()) for run in (one, two)]
+    assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "run.trec"]
+
+
+def test_only_the_first_process_speaks(runs):
+    (printed, said), (printed_by_second, said_by_second) = runs[2]
+    for part in (
+        "2 processes",
+        "8 x cpu, 4 on each of 2 processes",
+        "pretrain: finished",
+        "finetune: finished",
+        "run and scores",
+    ):
+        assert part in said
+    assert "MRR@10" in printed
+    assert all(line.startswith("[Gloo]") for line in printed_by_second.splitlines() if line)
+    for part in ("2 processes", "pretrain", "finetune", "encode", "run and scores"):
+        assert part not in said_by_second
+
+
+def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path, monkeypatch):
+    """A step on two processes with four devices each, one on one with eight, one on one with four."""
+    one, two, _ = runs
+    stages = ("pretrained", "finetuned")
+    moved = tmp_path / "moved"
+    shutil.copytree(two, moved, symlinks=True)
+    for stage in stages:
+        shutil.rmtree(moved / stage / "checkpoints" / "2")
+        shutil.rmtree(moved / stage / "checkpoints" / "3")
+    monkeypatch.chdir(moved)
+    run_stages(stages)
+    for stage in stages:
+        shutil.rmtree(moved / stage / "checkpoints" / "3")
+    ((_, errors),) = finish(start(moved, 1, 4, STAGES.format(stages=stages)))
+    assert errors.count("3, from step 2 on") == 2
+    for stage in stages:
+        assert_same_metrics(metrics_of(moved / stage), metrics_of(one / stage), 1e-5)
+        assert_same_arrays(parameters_of(moved / stage), parameters_of(one / stage), 1e-6)
+
+
+def test_disagreement_is_refused_everywhere_and_the_loss_of_a_process_ends_the_others(tmp_path):
+    lost_after = 5
+    survivor, lost = start(tmp_path, 2, 1, DISAGREEING, "--lost-after", str(lost_after))
+    for process in (survivor, lost):
+        said = (line for line in process.stdout if line.startswith("process "))
+        assert "process 1 has other settings or data than process 0" in next(said)
+        assert "let --config.workdir name a directory that all hosts share" in next(said)
+    lost.kill()
+    killed = time.monotonic()
+    _, errors = survivor.communicate(timeout=60)
+    assert time.monotonic() - killed < 2 * lost_after
+    assert survivor.returncode != 0
+    assert f"the others end within {lost_after} s" in errors
+    assert "Task 1 heartbeat timeout" in errors or "stopped sending heartbeats):\n1\n" in errors
+    lost.communicate()
+
+
+@pytest.mark.long
+def test_sigterm_to_one_process_stops_all_with_a_checkpoint(data, tmp_path):
+    script = STAGES.format(stages=("pretrained",)).replace("stages.run", "stages.STEPS['num_steps'] = 1000; stages.run")
+    first, second = start(with_links(tmp_path, data), 2, 4, script)
+    checkpoints = tmp_path / "pretrained" / "checkpoints"
+    while not (checkpoints / "1").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    second.terminate()
+    _, errors = first.communicate(timeout=120)
+    second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (143, 143)
+    last = max(int(path.name) for path in checkpoints.iterdir())
+    assert f"stopped by SIGTERM after step {last}" in errors
+    assert metrics_of(tmp_path / "pretrained")[-1]["step"] == last < 1000

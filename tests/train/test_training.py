@@ -21,6 +21,7 @@ from configs import (
     msmarco_pretrain,
     wiki,
 )
+from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.encoder import Encoder
@@ -219,6 +220,8 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_read(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"choose another --config\.workdir"):
         pretrain(tiny("wiki", workdir=str(tmp_path / "file")))
+    with pytest.raises(InputError, match="gs://bucket/wiki is an address, not a directory; mount"):
+        pretrain(tiny("wiki", workdir="gs://bucket/wiki"))
 
 
 def test_other_data_under_the_same_name_are_refused(pretrained, tmp_path):
@@ -275,17 +278,29 @@ def test_all_problems_are_reported_at_once(pretrained, tmp_path):
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), batch_size=9))
 
 
-def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_path):
+def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_path, capsys, monkeypatch):
     config = tiny("msmarco", init=str(pretrained), workdir=str(tmp_path / "run"))
-    finetune(config)
+    finetune(config, profile=True)
     expected = parameters_of(tmp_path / "run", step=6)
+    (trace,) = (tmp_path / "run" / "profile" / "process_0").glob("plugins/profile/*/*.xplane.pb")
+    assert b"finetune" in trace.read_bytes()
+    assert f"profile: steps 4 to 6 are in {tmp_path / 'run' / 'profile'}" in capsys.readouterr().err
     start = parameters_of(pretrained)
     assert expected.keys() == {name for name in start if name.startswith("bert.")}
     moved = max(float(np.max(np.abs(expected[name] - start[name]))) for name in expected)
     assert 0 < moved < 1e-3
 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    with pytest.raises(InputError, match=r"--profile needs 6 steps, and .* has 3 to go"):
+        finetune(config, profile=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts, "stop_is_asked", lambda step: step == 4)
+        with pytest.raises(SystemExit) as stopped:
+            finetune(config)
+    assert stopped.value.code == 143
+    assert "finetune: stopped by SIGTERM after step 4" in capsys.readouterr().err
     finetune(config)
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [3, 4, 6]
     for name, value in parameters_of(tmp_path / "run", step=6).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 

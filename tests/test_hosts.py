@@ -1,0 +1,65 @@
+import argparse
+
+import pytest
+
+from retromae_jax.errors import InputError
+from retromae_jax.hosts import VARIABLES, add_flags, start
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def flags(line=""):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return parser.parse_args(line.split())
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("--processes 2 --process 0", "must be set together; --coordinator is not"),
+        ("--coordinator host0:1234 --processes 2", "must be set together; --process is not"),
+        ("--coordinator host0 --processes 2 --process 0", "--coordinator host0 is not HOST:PORT"),
+        ("--coordinator host0:1234 --processes two --process 0", "--processes two is not a whole number"),
+        ("--coordinator host0:1234 --processes 2 --process 2", "--process 2 is not less than --processes 2"),
+    ],
+)
+def test_wrong_flags_are_refused_before_any_process_waits(line, message):
+    with pytest.raises(InputError, match=message):
+        start(flags(line))
+
+
+def test_so_are_wrong_variables(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host0:1234")
+    with pytest.raises(InputError, match="must be set together; JAX_NUM_PROCESSES is not"):
+        start(flags())
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "-1")
+    with pytest.raises(InputError, match="JAX_PROCESS_ID -1 is not a whole number"):
+        start(flags())
+
+
+def test_flags_come_before_variables_and_reach_jax(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "jax.distributed.initialize", lambda *processes, **patience: calls.append((processes, patience))
+    )
+    for name, value in zip(VARIABLES, ("host0:1234", "2", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    start(flags("--lost-after 20"))
+    start(flags("--coordinator host1:1 --processes 3 --process 0"))
+    twenty, hundred = (
+        {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds} for seconds in (20, 100)
+    )
+    assert calls == [(("host0:1234", 2, 1), twenty), (("host1:1", 3, 0), hundred)]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon"])
+def test_the_time_until_a_process_is_lost_is_a_number_of_seconds(seconds, capsys):
+    with pytest.raises(SystemExit):
+        flags(f"--lost-after {seconds}")
+    assert f"{seconds} is not 1 or more" in capsys.readouterr().err
