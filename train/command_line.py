@@ -76,7 +76,7 @@ def parse_config(
     if not arguments.config:
         raise InputError("--config FILE is missing, for example --config configs/demo.py")
     config = ConfigDict({key: copy.deepcopy(default) for key, (default, _) in keys.items()}).lock()
-    for key, value in _load(arguments.config).items():
+    for key, value in load_recipe(arguments.config).items():
         if key not in keys:
             nearest = difflib.get_close_matches(key, keys, 1)
             hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
@@ -128,7 +128,7 @@ def _value(text: str, default: object) -> object:
     return ast.literal_eval(text)
 
 
-def _load(argument: str) -> Mapping:
+def load_recipe(argument: str) -> Mapping:
     """The config that `FILE` or `FILE:VARIANT` describes: what the file's `get_config(variant)` returns."""
     file, _, variant = argument.partition(":")
     if not Path(file).is_file():
