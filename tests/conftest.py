@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 # Before anything imports JAX.
@@ -11,6 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Where `make test` installs the compiler for TPUs.
+sys.path.append(str(Path(sys.prefix) / "tpu-compiler"))
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers

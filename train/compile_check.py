@@ -265,9 +265,8 @@ def sizes_of(config: ConfigDict, init: str) -> BertConfig:
 def remedy(report: dict, config: ConfigDict) -> str:
     """What would make a step fit that does not, in one line."""
     limit, needed = report["memory_of_chip"] * (1 - RESERVE), report["peak_memory"]
-    line = (
-        f"needs {_gigabytes(needed)} of {_gigabytes(report['memory_of_chip'])}, {_gigabytes(needed - limit)} too much: "
-    )
+    chip = _gigabytes(report["memory_of_chip"])
+    line = f"the step needs {_gigabytes(needed)} of {chip}, {_gigabytes(needed - limit)} too much: "
     # Parameters, their gradients, and AdamW's two moments, in float32.
     state = 16 * report["parameters"]
     if is_finetuning(config):

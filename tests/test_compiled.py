@@ -1,0 +1,50 @@
+"""What is read from the text of a compiled program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from retromae_jax import compiled
+
+TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+%body.1 (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %fusion.1 = f32[8,4]{1,0} fusion(%arg), calls=%f, backend_config={"window_config":{"estimated_cycles":"100"}}
+}
+
+%condition.1 (arg: (s32[], f32[8,4])) -> pred[] {
+  %compare.1 = pred[] compare(%a, %b), direction=LT
+}
+
+ENTRY %main.2 (p: f32[8,4]) -> f32[8,4] {
+  %all-reduce.1 = (f32[10]{0}, f32[2,3]{1,0}) all-reduce(%x, %y), replica_groups={}
+  %all-reduce-start.1 = bf16[100]{0} all-reduce-start(%z)
+  %all-gather-start.1 = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%w)
+  %all-gather-done.1 = bf16[16]{0} all-gather-done(%all-gather-start.1)
+  %while.1 = (s32[], f32[8,4]) while(%t), condition=%condition.1, body=%body.1, metadata={op_name="jit(step)/loss/a"}
+  ROOT %fusion.2 = f32[8,4]{1,0} fusion(%g), calls=%h, backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+"""
+
+
+def test_exchanges_are_counted_by_kind():
+    assert compiled.exchanges(TEXT) == {"all-reduce": (2, 40 + 24 + 200), "all-gather": (1, 32)}
+    assert compiled.exchanges("ENTRY %main (p: f32[2]) -> f32[2] {\n}") == {}
+
+
+def test_the_largest_array():
+    assert compiled.largest_array(TEXT) == (200, "bf16[100]")
+
+
+@pytest.mark.parametrize("trips, expected", [({}, 107), ({"loss": 5}, 507), ({"other": 5}, 107)])
+def test_cycles_of_a_loop_count_as_often_as_it_runs(trips, expected):
+    assert compiled.estimated_cycles(TEXT, trips) == expected
+
+
+def test_a_program_tells_its_memory_and_operations():
+    shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    program = jax.jit(lambda x: x @ x).lower(shape).compile()
+    assert compiled.memory(program).arguments == 64 * 64 * 4
+    assert compiled.memory(program).peak >= 2 * 64 * 64 * 4
+    assert compiled.flops(program) == pytest.approx(2 * 64**3, rel=0.01)
