@@ -8,7 +8,9 @@ from flax import nnx
 
 from retromae_jax import flops
 from retromae_jax.models.bert import BertConfig, BertLayer, Computation, MaskedLanguageModelHead
+from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.condenser import Condenser
+from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.objectives.dupmae import DupMAE
 from retromae_jax.objectives.masked_lm import MaskedLM
 from retromae_jax.objectives.retromae import RetroMAE
@@ -52,6 +54,13 @@ def test_objectives_add_up_their_parts():
     assert DupMAE(CONFIG, None).flops(texts) == pytest.approx(3 * dupmae)
     condenser = masked_lm + full + layer(CONFIG, masked, texts, texts) + head(CONFIG, masked)
     assert Condenser(CONFIG, None, encoder_mask_probability=0.3).flops(texts) == pytest.approx(3 * condenser)
+    # Without late masked language modelling, the encoder's last layer is needed at [CLS] only.
+    early = 11 * full + layer(CONFIG, np.ones(2), texts, texts) + full + layer(CONFIG, masked, texts, texts)
+    early += head(CONFIG, masked)
+    found = Condenser(CONFIG, None, encoder_mask_probability=0.3, late_masked_lm=False).flops(texts)
+    assert found == pytest.approx(3 * early)
+    contrastive = Contrastive(CONFIG, EncoderSettings("cls", False, 128), 1.0, Computation())
+    assert contrastive.flops(texts) == pytest.approx(3 * 12 * full)
 
 
 def test_the_rate_of_a_known_device_is_its_vendors():

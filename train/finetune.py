@@ -21,6 +21,7 @@ from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.retrieval import load_collection, read_negatives
 from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.errors import exits_on_input_error
+from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Computation
@@ -105,7 +106,9 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
             arrays[f"{kind}_ids"] = np.pad(token_ids, padding, constant_values=tokenizer.pad_token_id)
             arrays[f"{kind}_lengths"] = lengths
         split = {name: x.reshape(jax.local_device_count(), -1, *x.shape[1:]) for name, x in arrays.items()}
-        return loop.Batch(split, config.batch_size)
+        # The other processes' texts are about as long.
+        flops = jax.process_count() * sum(objective.flops(lengths) for _, lengths in tokens.values())
+        return loop.Batch(split, config.batch_size, flops)
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)
@@ -118,9 +121,21 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
     state = run.restore(state)
     batch = {"queries": config.batch_size, "passages": config.batch_size * config.group_size}
     facts = {"data": f"{len(queries):,} queries, {len(passages):,} passages"}
-    say(summary(mesh, state, num_steps, batch, facts))
+    flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], computation.dtype)
+    say(summary(mesh, state, num_steps, batch, facts, batch_of_step(int(state.step)).flops, flops_per_second))
     step = finetuning_step(objective, graph, optimizer, config.seed)
-    loop.train(config, run, state, num_steps, step, batch_of_step, "queries", schedule, profile=profile)
+    loop.train(
+        config,
+        run,
+        state,
+        num_steps,
+        step,
+        batch_of_step,
+        "queries",
+        schedule,
+        flops_per_second=flops_per_second,
+        profile=profile,
+    )
 
 
 @exits_on_input_error

@@ -214,3 +214,16 @@ def test_of_every_text_something_is_masked_if_a_word_is_short_enough(probability
         budget = max(1, round(probability * tokens))
         count = np.sum(masked[row, start : start + tokens])
         assert count <= budget and (count > 0) == (shortest_word <= budget)
+
+
+def test_without_late_masked_lm_the_head_predicts_the_same_alone():
+    weights, rows = weights_of("condenser"), Rows.of(shared_rows(*texts_of(0)), 0)
+    found = {}
+    for late in (True, False):
+        objective = objective_of("condenser", late_masked_lm=late)
+        graph, _ = parameters.structure(objective.model)
+        found[late] = jax.jit(lambda w, o=objective, g=graph: o.loss(parameters.bind(g, w), rows))(weights)
+    (_, both), (loss, alone) = found[True], found[False]
+    assert alone.keys() == {"loss", "head_loss", "head_accuracy"} < both.keys()
+    assert alone["head_loss"] == pytest.approx(both["head_loss"], rel=1e-6)
+    assert loss == alone["loss"] == alone["head_loss"]
