@@ -4,6 +4,7 @@ Every text begins with [CLS], ends with [SEP], attends to itself only, and has p
 What is computed of a text therefore does not depend on the row it is in.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from retromae_jax import random_bits
+from retromae_jax.linear import product
 
 
 class Rows(NamedTuple):
@@ -78,9 +80,7 @@ class Rows(NamedTuple):
         return (self.position_RxL > 0) & (self.position_RxL < self.length_RxL - 1)
 
     def of_text(self, values: jax.Array) -> jax.Array:
-        """Gives each token the value of its text, [R, T, ...] -> [R, L, ...]; gradients are summed in float32."""
-        if jnp.issubdtype(values.dtype, jnp.floating):
-            return take(values.astype(jnp.float32), self.text_RxL).astype(values.dtype)
+        """Gives each token the value of its text, [R, T, ...] -> [R, L, ...]."""
         return take(values, self.text_RxL)
 
     def visible(self) -> jax.Array:
@@ -96,5 +96,57 @@ class Rows(NamedTuple):
 
 
 def take(values: jax.Array, indices_RxK: jax.Array) -> jax.Array:
-    """Elements of each row, [R, N, ...] at int [R, K] -> [R, K, ...]."""
+    """Elements of each row, [R, N, ...] at int [R, K] -> [R, K, ...]; gradients of states are summed in float32."""
+    if values.ndim == 3 and jnp.issubdtype(values.dtype, jnp.floating):
+        return _take_states(values.shape[1], values, indices_RxK)
     return jax.vmap(lambda row, indices: row[indices])(values, indices_RxK)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _take_states(size, states_RxNxD, indices_RxK):
+    return _take_forward(size, states_RxNxD, indices_RxK)[0]
+
+
+def _take_forward(size, states_RxNxD, indices_RxK):
+    # A TPU would take one element after the other; a product with ones and zeros costs it nothing.
+    taken_RxKxD = jax.lax.platform_dependent(states_RxNxD, indices_RxK, tpu=product_at, default=elements_at)
+    return taken_RxKxD, indices_RxK
+
+
+def _take_backward(size, indices_RxK, d_taken_RxKxD):
+    sums_RxNxD = jax.lax.platform_dependent(
+        d_taken_RxKxD,
+        indices_RxK,
+        tpu=functools.partial(product_to, size),
+        default=functools.partial(sums_to, size),
+    )
+    return sums_RxNxD.astype(d_taken_RxKxD.dtype), None
+
+
+_take_states.defvjp(_take_forward, _take_backward)
+
+
+def elements_at(states_RxNxD: jax.Array, indices_RxK: jax.Array) -> jax.Array:
+    """Elements of each row, [R, K, D]."""
+    return jax.vmap(lambda row, indices: row[indices])(states_RxNxD, indices_RxK)
+
+
+def product_at(states_RxNxD: jax.Array, indices_RxK: jax.Array) -> jax.Array:
+    """The same as a product."""
+    at_RxKxN = jax.nn.one_hot(indices_RxK, states_RxNxD.shape[1], dtype=states_RxNxD.dtype)
+    return product("RKN,RND->RKD", at_RxKxN, states_RxNxD).astype(states_RxNxD.dtype)
+
+
+def sums_to(size: int, values_RxKxD: jax.Array, indices_RxK: jax.Array) -> jax.Array:
+    """Adds values up where the indices say, float32 [R, size, D]."""
+
+    def of_row(values_KxD, indices_K):
+        return jnp.zeros((size, values_KxD.shape[1]), jnp.float32).at[indices_K].add(values_KxD)
+
+    return jax.vmap(of_row)(values_RxKxD.astype(jnp.float32), indices_RxK)
+
+
+def product_to(size: int, values_RxKxD: jax.Array, indices_RxK: jax.Array) -> jax.Array:
+    """The same as a product."""
+    at_RxKxN = jax.nn.one_hot(indices_RxK, size, dtype=values_RxKxD.dtype)
+    return product("RKN,RKD->RND", at_RxKxN, values_RxKxD)
