@@ -54,6 +54,20 @@ CHIPS = {
     "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
 }
 
+# What XLA's compiler for GPUs must know of one, as its GpuTargetConfigProto in text form.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
 # Chips of a TPU v4 are two cores that JAX sees as one device, and come four to a host.
 _V4_OPTIONS = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
 
@@ -90,6 +104,34 @@ def tpu_topology(name: str) -> np.ndarray:
                 "v4:2x2x1, and the compiler comes with: pip install 'libtpu==0.0.42.*'"
             ) from error
     return np.array(found.devices)
+
+
+def gpu_topology(count: int) -> np.ndarray:
+    """H100 GPUs of one host to compile for, on a machine without any; as `tpu_topology`.
+
+    Raises:
+        InputError: if JAX's CUDA plugin is not installed.
+    """
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda", topology_name="h100", target_config=_H100, topology=f"1x1x{count}"
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"GPUs cannot be compiled for: {str(error).splitlines()[0]}; the compiler comes with: "
+            "pip install --no-deps 'jax-cuda13-plugin==0.10.2' 'jax-cuda13-pjrt==0.10.2'"
+        ) from error
+    return np.array(found.devices)
+
+
+def topology(name: str) -> np.ndarray:
+    """The devices to compile for: `h100:COUNT` or a TPU slice, see `tpu_topology`."""
+    generation, _, shape = name.partition(":")
+    if generation == "h100" and shape.isdigit():
+        return gpu_topology(int(shape))
+    return tpu_topology(name)
 
 
 @contextlib.contextmanager

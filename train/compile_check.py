@@ -35,7 +35,7 @@ from configs import defaults
 from retromae_jax import compiled, parallel
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import TrainState
-from retromae_jax.chips import chip_of, tpu_topology
+from retromae_jax.chips import chip_of, topology
 from retromae_jax.cross_entropy import number_of_chunks
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import table
@@ -323,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="", usage=argparse.SUPPRESS, add_help=False, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--topology", help="slice of TPUs: v5e:16x16, v4:2x2x1, v5p:8x8x8, v6e:2x2, ...")
+    parser.add_argument("--topology", help="slice of TPUs: v5e:16x16, v4:2x2x1, v5p:8x8x8, v6e:2x2, ...; or h100:8")
     parser.add_argument("--texts-per-chip", type=int, help="batch of each chip, instead of the recipe's of all chips")
     parser.add_argument("--texts-per-row", type=int, default=TEXTS_PER_ROW, help="texts that a packed row has room for")
     parser.add_argument("--init", default="", help="model whose sizes to take instead of the recipe's")
@@ -337,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(__doc__, keys, rest, parser.format_help())
     if not flags.topology:
         raise InputError("--topology is missing, for example --topology v5e:16x16")
-    devices = tpu_topology(flags.topology)
+    devices = topology(flags.topology)
     if flags.texts_per_chip:
         config.batch_size = flags.texts_per_chip * devices.size
     report = {"recipe": recipe, "topology": flags.topology, "texts_per_chip": config.batch_size // devices.size}
