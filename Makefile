@@ -67,11 +67,14 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 
+# Two files at a time: compiling, which takes most of the tests' time, keeps one core busy.
+TEST_PROCESSES := -n 2 --dist loadfile
+
 test: lint
-	$(RUN) -m pytest -m 'not long'
+	$(RUN) -m pytest $(TEST_PROCESSES) -m 'not long'
 
 test-long: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TEST_PROCESSES)
 
 # The texts are not part of the project: DATA is the directory that --help describes. PyTorch and transformers are there
 # already, so the peer comes without its dependencies.

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from retromae_jax import hosts
 from retromae_jax.errors import InputError
 
 
@@ -33,6 +32,8 @@ def parse_training(
     Raises:
         As `parse_config` does.
     """
+    from retromae_jax import hosts  # imports JAX, which the workers of train.prepare must not
+
     parser = argparse.ArgumentParser(
         prog="", usage=argparse.SUPPRESS, add_help=False, exit_on_error=False, allow_abbrev=False
     )

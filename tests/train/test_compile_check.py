@@ -35,8 +35,8 @@ def test_a_pretraining_step_sums_gradients_and_exchanges_nothing_else_of_size(sl
     assert report["fits"] and report["chips"] == 4 and report["tokens_per_chip"] == 4 * 128
     exchanges = report["exchanges"]
     gradients = 4 * report["parameters"]
-    # The word embeddings' gradient comes twice: from the vocabulary head, and from the embedding block.
-    assert gradients < exchanges["all-reduce"]["bytes"] < gradients + 1.1 * 4 * 1000 * 128
+    # The gradients of embeddings come twice: of words also from the vocabulary head, of positions from the decoder.
+    assert gradients < exchanges["all-reduce"]["bytes"] < gradients + 1.2 * 4 * 1000 * 128
     one_number_a_token = 4 * report["tokens_per_chip"] * 4
     assert sum(e["bytes"] for kind, e in exchanges.items() if kind != "all-reduce") < 128 * one_number_a_token
     # Neither logits of all tokens nor anything of the whole batch's attention.
@@ -90,8 +90,8 @@ def test_sizes_come_without_a_download(tmp_path):
     assert sizes_of(wiki.get_config(), "") == BertConfig()
     large = sizes_of(wiki.get_config(), "FacebookAI/xlm-roberta-large")
     assert (large.hidden_size, large.num_hidden_layers, large.vocab_size, large.max_length) == (1024, 24, 250002, 512)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 256}))
-    assert sizes_of(wiki.get_config(), str(tmp_path)).hidden_size == 256
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 384}))
+    assert sizes_of(wiki.get_config(), str(tmp_path)).hidden_size == 384
     with pytest.raises(InputError, match="sizes of 'somebody/model' are not known here; give --init a directory or"):
         sizes_of(wiki.get_config(), "somebody/model")
     assert all(config.hidden_size % 128 == 0 for config in PUBLISHED.values())
