@@ -109,17 +109,19 @@ def test_exported_directories_open_everywhere_with_equal_scores(exported, model,
 
 
 def test_a_cross_encoder_of_the_packages_is_read(tmp_path, model, tokenizer):
-    """What sentence-transformers saved has modules of its own, and scores between 0 and 1 where it was told so."""
+    """What sentence-transformers saved has files of its own. Scores are logits, whatever it puts them through."""
     import sentence_transformers
 
     config, weights = model
     huggingface.save_cross_encoder(tmp_path / "one", config, weights, tokenizer, max_length=16)
-    theirs = sentence_transformers.CrossEncoder(str(tmp_path / "one"), device="cpu")
+    sigmoid, logit = torch.nn.Sigmoid(), torch.nn.Identity()
+    theirs = sentence_transformers.CrossEncoder(str(tmp_path / "one"), device="cpu", activation_fn=sigmoid)
     theirs.save_pretrained(str(tmp_path / "theirs"))
     ours = CrossEncoder.from_pretrained(str(tmp_path / "theirs"))
     assert ours.max_length == 16
     pairs = list(zip(QUERIES, PASSAGES, strict=True))
-    np.testing.assert_allclose(ours.scores(QUERIES, PASSAGES, 16, 8), theirs.predict(pairs), atol=1e-5)
+    expected = theirs.predict(pairs, activation_fn=logit)
+    np.testing.assert_allclose(ours.scores(QUERIES, PASSAGES, 16, 8), expected, atol=1e-5)
 
 
 def test_scores_depend_on_the_pair_alone(exported):
