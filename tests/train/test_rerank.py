@@ -11,10 +11,16 @@ import sentence_transformers
 from configs import rerank as recipe
 from eval import bm25
 from eval import rerank as reranking
+from retromae_jax.checkpoints import huggingface
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.cross_encoder import CrossEncoder
+from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
+from retromae_jax.models import parameters
+from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.objectives import contrastive
+from retromae_jax.objectives.reranking import Reranking
 from train.export import export
 from train.rerank import rerank
 
@@ -37,14 +43,37 @@ def collection(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def encoder(minilm_directory, tmp_path_factory):
+    """A small random encoder's directory."""
+    tokenizer = load_tokenizer(str(minilm_directory))
+    bert = BertConfig(len(tokenizer), 32, 2, 2, 64)
+    weights = parameters.initialize(lambda rngs: contrastive.Model(bert, Computation(), rngs), seed=1)
+    directory = tmp_path_factory.mktemp("encoder") / "encoder"
+    huggingface.save_encoder(directory, bert, weights, tokenizer, "cls", False, 64)
+    return directory
+
+
 @pytest.fixture
-def config(collection, minilm_directory, tmp_path):
+def config(collection, encoder, tmp_path):
+    return config_of(collection, encoder, tmp_path / "run")
+
+
+def config_of(collection, init, workdir):
     config = recipe.get_config("tiny")
-    config.tokenizer, config.collection = str(minilm_directory), str(collection)
-    config.negatives, config.workdir = (str(collection / "negatives.tsv"),), str(tmp_path / "run")
+    config.init, config.tokenizer, config.workdir = str(init), "", str(workdir)
+    config.collection, config.negatives = str(collection), (str(collection / "negatives.tsv"),)
     config.num_steps = 4
     config.log_every = config.checkpoint_every = 2
     return config
+
+
+@pytest.fixture(scope="module")
+def trained(collection, encoder, tmp_path_factory):
+    """The directory of a finished run."""
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    rerank(config_of(collection, encoder, directory))
+    return directory
 
 
 def parameters_of(directory):
@@ -58,18 +87,19 @@ def losses_of(directory):
     return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_training_resumes_exports_and_reranks(config, collection, tmp_path, capsys):
+def test_training_resumes_exports_and_reranks(trained, config, collection, tmp_path, capsys):
     run, exported = tmp_path / "run", tmp_path / "exported"
-    rerank(config)
-    expected, losses = parameters_of(run), losses_of(run)
-    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    expected, losses = parameters_of(trained), losses_of(trained)
+    line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
     assert line.keys() >= {"accuracy", "gradient_norm", "learning_rate", "queries_per_second"}
     assert 0 < line["model_flops_utilization"] < 1
     assert losses[0] == pytest.approx(np.log(config.group_size), abs=0.05)  # the first scores are about equal
 
     # Resumed, it equals the run that never stopped.
+    shutil.copytree(trained, run)
     shutil.rmtree(run / "checkpoints" / "4")
     rerank(config)
+    assert "start fresh: classifier" in capsys.readouterr().err
     assert losses_of(run) == losses
     for name, value in parameters_of(run).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
@@ -95,23 +125,25 @@ def test_training_resumes_exports_and_reranks(config, collection, tmp_path, caps
     assert written["q0", "p0"] == pytest.approx(float(pair[0]), abs=1e-5)
 
 
-def test_it_starts_from_encoders_and_from_cross_encoders(config, tmp_path, minilm_directory, capsys):
-    config.init, config.tokenizer, config.num_steps = str(minilm_directory), "", 1
-    config.batch_size, config.learning_rate = 8, 0.0
-    rerank(config)
-    assert "start fresh: classifier" in capsys.readouterr().err
-    start = parameters_of(tmp_path / "run")
-    word = "bert.embeddings.word_embeddings.embedding"
-    loaded, _ = open_model(str(minilm_directory)).parameters({word: start[word]})
-    np.testing.assert_array_equal(start[word], loaded[word])
+def test_it_starts_from_encoders_and_from_cross_encoders(trained, minilm_directory):
+    """What the first checkpoint would have; that of a run is said to the user in these words."""
 
-    export(str(tmp_path / "run"), tmp_path / "exported")
-    for init in ("run", "exported"):
-        config.init, config.workdir = str(tmp_path / init), str(tmp_path / f"from_{init}")
-        rerank(config)
-        assert f"{tmp_path / init}: loaded {len(start)} tensors\n" in capsys.readouterr().err
-        for name, value in parameters_of(tmp_path / f"from_{init}").items():
-            np.testing.assert_array_equal(value, start[name], err_msg=name)
+    def opened(directory):
+        source = open_model(str(directory))
+        _, shapes = parameters.structure(Reranking(source.config, Computation()).model)
+        return *source.parameters(shapes), len(shapes)
+
+    _, report, tensors = opened(minilm_directory)
+    # A pooler, where there is one, is what `transformers` takes too.
+    assert str(report).startswith(f"loaded {tensors - 2} tensors; start fresh: classifier")
+    assert report.fresh == ["classifier.output.bias", "classifier.output.kernel"]
+    export(str(trained), trained.parent / "again")
+    values = parameters_of(trained)
+    for directory in (trained, trained.parent / "again"):
+        loaded, report, tensors = opened(directory)
+        assert str(report) == f"loaded {tensors} tensors"
+        for name, value in values.items():
+            np.testing.assert_array_equal(loaded[name], value, err_msg=name)
 
 
 def test_settings_that_make_no_sense_are_refused(config):
@@ -125,7 +157,7 @@ def test_settings_that_make_no_sense_are_refused(config):
 @pytest.mark.long
 def test_it_learns_to_rank(config, collection, minilm_directory, tmp_path):
     """From a real encoder, in a few steps: each query's passage scores above all others."""
-    config.init, config.tokenizer, config.workdir = str(minilm_directory), "", str(tmp_path / "learned")
+    config.init, config.workdir = str(minilm_directory), str(tmp_path / "learned")
     config.num_steps, config.group_size, config.learning_rate = 30, 4, 1e-4
     config.log_every = config.checkpoint_every = 10
     rerank(config)
