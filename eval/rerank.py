@@ -78,7 +78,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     scores, indices = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
 
     def lines() -> Iterator[str]:
-        with Progress("score", sum(map(len, candidates)), "pairs") as progress:
+        with Progress("rerank", sum(map(len, candidates)), "pairs") as progress:
             for queries in _portions(candidates):
                 numbers = np.concatenate([candidates[query] for query in queries])
                 counts = [len(candidates[query]) for query in queries]
