@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -29,7 +31,7 @@ def test_eight_devices_train_as_one():
         "first_lengths": generator.integers(3, 6, queries * group).astype(np.int32),
         "samples": np.arange(queries, dtype=np.uint32),
     }
-    objective = Reranking(CONFIG, Computation())
+    objective = Reranking(dataclasses.replace(CONFIG, num_hidden_layers=1), Computation())
     graph, shapes = parameters.structure(objective.model)
     optimizer = optax.sgd(0.5)  # proportional to the gradients, unlike Adam
     results = {}
