@@ -1,7 +1,7 @@
 """Every key that a recipe may set, with its default and its meaning.
 
-A recipe starts from `pretraining()` or `finetuning()` and changes what it is about. `--help` of the commands
-prints these tables, and a key that is not in them is refused.
+A recipe starts from `pretraining()`, `finetuning()` or `reranking()` and changes what it is about. `--help` of the
+commands prints these tables, and a key that is not in them is refused.
 """
 
 from ml_collections import ConfigDict
@@ -139,6 +139,19 @@ FINETUNING = {
     "temperature": (1.0, "scores are divided by this before the softmax"),
 }
 
+RERANKING = {
+    **{
+        key: value
+        for key, value in FINETUNING.items()
+        if key not in ("query_max_length", "passage_max_length", "pooling", "normalize", "temperature")
+    },
+    "max_length": (256, "tokens of query and passage together, special ones included; the passage's end is cut off"),
+    "group_size": (8, "passages per query: one positive, the rest negatives"),
+    "batch_size": (32, FINETUNING["batch_size"][1]),
+    "length_buckets": (4, "number of row lengths that pairs are padded to; each is compiled once"),
+    "num_epochs": (2.0, FINETUNING["num_epochs"][1]),
+}
+
 
 def pretraining() -> ConfigDict:
     """The published RetroMAE recipe's settings, for `train.prepare` and `train.pretrain`."""
@@ -148,6 +161,11 @@ def pretraining() -> ConfigDict:
 def finetuning() -> ConfigDict:
     """The published fine-tuning recipe's settings, for `train.finetune`."""
     return ConfigDict({key: default for key, (default, _) in FINETUNING.items()})
+
+
+def reranking() -> ConfigDict:
+    """Usual settings of a cross-encoder, for `train.rerank`."""
+    return ConfigDict({key: default for key, (default, _) in RERANKING.items()})
 
 
 def is_tiny(variant: str) -> bool:

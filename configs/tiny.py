@@ -29,6 +29,21 @@ def tiny_pretraining(config: ConfigDict) -> ConfigDict:
 
 def tiny_finetuning(config: ConfigDict) -> ConfigDict:
     """Shrinks a fine-tuning recipe to seconds on a CPU."""
+    config = _tiny_training(config)
+    config.query_max_length = 16
+    config.passage_max_length = 32
+    return config
+
+
+def tiny_reranking(config: ConfigDict) -> ConfigDict:
+    """Shrinks a recipe of a cross-encoder to seconds on a CPU."""
+    config = _tiny_training(config)
+    config.max_length = 32
+    return config
+
+
+def _tiny_training(config: ConfigDict) -> ConfigDict:
+    """What both have, of a collection."""
     config.workdir += "_tiny"
     config.init = ""
     config.tokenizer = f"{DEMO_DATA}/checkpoint"
@@ -39,8 +54,6 @@ def tiny_finetuning(config: ConfigDict) -> ConfigDict:
     config.group_size = 2
     config.batch_size = 8
     config.num_steps = 6
-    config.query_max_length = 16
-    config.passage_max_length = 32
     config.length_buckets = 1
     config.compute_dtype = "float32"
     config.log_every = config.checkpoint_every = 3

@@ -14,6 +14,7 @@ from retromae_jax.logging import say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores, score
 from retromae_jax.retrieval.runs import make_run, write_lines, write_run
 
+QUERY_MAX_LENGTH = 32
 MEASURES_SHOWN = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10", "MAP")
 
 
@@ -24,27 +25,64 @@ def argument_parser(command: str) -> argparse.ArgumentParser:
         command: `__doc__` of the command's module; its text is the help.
     """
     parser = argparse.ArgumentParser(description=command, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--collection", type=Path, required=True, help="BEIR directory, or directory with MS MARCO's own files"
-    )
-    parser.add_argument(
-        "--split",
-        default="dev",
-        help="which qrels to score with: dev, test, ...; dl19 and dl20 are TREC's Deep Learning tracks (default: dev)",
-    )
+    add_collection_arguments(parser, "dev")
     parser.add_argument(
         "--output",
         type=Path,
         help="directory for run.trec, metrics.json and per_query.jsonl (default: runs/eval/COLLECTION-SPLIT/SYSTEM)",
     )
-    parser.add_argument("--depth", type=positive, default=1000, help="passages to find for each query (default: 1000)")
+    parser.add_argument(
+        "--depth", type=positive, default=1000, help="passages to rank for each query (default: %(default)s)"
+    )
+    return parser
+
+
+def add_collection_arguments(parser: argparse.ArgumentParser, split: str) -> None:
+    """Adds the arguments that say what is searched; `split` is their default one."""
+    parser.add_argument(
+        "--collection", type=Path, required=True, help="BEIR directory, or directory with MS MARCO's own files"
+    )
+    parser.add_argument(
+        "--split",
+        default=split,
+        help="which qrels: train, dev, test, ...; dl19 and dl20 are TREC's Deep Learning tracks (default: %(default)s)",
+    )
     parser.add_argument(
         "--titles",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="put passages' titles before their texts (default: yes, where there are titles)",
     )
-    return parser
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say how texts are encoded."""
+    parser.add_argument(
+        "--query-max-length",
+        type=positive,
+        help=f"tokens of a query (default: {QUERY_MAX_LENGTH}, or the model's own maximum where that is less)",
+    )
+    parser.add_argument(
+        "--passage-max-length", type=positive, help="tokens of a passage (default: the model's own maximum)"
+    )
+    parser.add_argument("--pooling", choices=("cls", "mean"), help="(default: the model's own)")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="scale embeddings to length 1 (default: the model's own)",
+    )
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of every command that runs a model."""
+    parser.add_argument(
+        "--title-separator",
+        default=" ",
+        help="between title and text (default: a space; the published MS MARCO models want [SEP])",
+    )
+    parser.add_argument("--batch-size", type=positive, default=64, help="texts computed at once (default: 64)")
+    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
 
 
 def positive(argument: str) -> int:
@@ -78,6 +116,11 @@ def open_evaluation(arguments: argparse.Namespace, system: str) -> tuple[Collect
     return collection, output
 
 
+def measures_of(depth: int) -> list[str]:
+    """The measures that rankings of so many passages have."""
+    return [name for name in MEASURES if int(name.partition("@")[2] or 0) <= depth]
+
+
 def report(
     collection: Collection,
     found: tuple[np.ndarray, np.ndarray],
@@ -86,6 +129,7 @@ def report(
     titles: bool,
     settings: Mapping[str, object],
     seconds: Mapping[str, float],
+    before: Mapping[str, float] | None = None,
 ) -> Scores:
     """Scores what a search found, writes run and scores, and prints a table.
 
@@ -97,12 +141,12 @@ def report(
         titles: whether titles were to be put before texts.
         settings: what else decides the scores, for `metrics.json`.
         seconds: how long each step took.
+        before: scores of the ranking that was reranked, by measure; shown above, and what was gained below.
     """
     passage_scores, indices = found
     depth = indices.shape[1]
     run = make_run(list(collection.queries), collection.passages.ids, passage_scores, indices)
-    measures = [name for name in MEASURES if int(name.partition("@")[2] or 0) <= depth]
-    scores = score(run, collection.qrels, measures, collection.relevance_level)
+    scores = score(run, collection.qrels, measures_of(depth), collection.relevance_level)
     description = {
         "system": system,
         "collection": str(collection.directory),
@@ -117,6 +161,8 @@ def report(
         "settings": dict(settings),
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
     }
+    if before is not None:
+        description["before"] = dict(before)
 
     title = (
         f"{collection.directory.resolve().name}, {collection.split}: {len(collection.queries):,} queries, "
@@ -124,7 +170,11 @@ def report(
         f"{'with' if description['titles'] else 'without'} titles"
     )
     shown = {name: scores.means[name] for name in MEASURES_SHOWN if name in scores.means}
-    print(table([{"system": system, **shown}], title))
+    rows = [{"system": system, **shown}]
+    if before is not None:
+        gained = {name: value - before[name] for name, value in shown.items()}
+        rows = [{"system": "before", **{name: before[name] for name in shown}}, *rows, {"system": "gain", **gained}]
+    print(table(rows, title))
 
     write_run(output / "run.trec", run, tag="-".join(system.split()))
     write_lines(

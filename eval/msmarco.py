@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.measure import argument_parser, open_evaluation, positive, report
+from eval.measure import QUERY_MAX_LENGTH, add_encoder_arguments, argument_parser, open_evaluation, report
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.encoder import Encoder
@@ -20,33 +20,11 @@ from retromae_jax.retrieval.encode import encode_on_all_hosts
 from retromae_jax.retrieval.metrics import Scores
 from retromae_jax.retrieval.search import search_faiss
 
-QUERY_MAX_LENGTH = 32
-
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--model", required=True, help="Hugging Face directory or Hub name, or run directory")
-    parser.add_argument(
-        "--query-max-length",
-        type=positive,
-        help=f"tokens of a query (default: {QUERY_MAX_LENGTH}, or the model's own maximum where that is less)",
-    )
-    parser.add_argument(
-        "--passage-max-length", type=positive, help="tokens of a passage (default: the model's own maximum)"
-    )
-    parser.add_argument(
-        "--title-separator",
-        default=" ",
-        help="between title and text (default: a space; the published MS MARCO models want [SEP])",
-    )
-    parser.add_argument("--pooling", choices=("cls", "mean"), help="(default: the model's own)")
-    parser.add_argument(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        help="scale embeddings to length 1 (default: the model's own)",
-    )
-    parser.add_argument("--batch-size", type=positive, default=64, help="texts encoded at once (default: 64)")
-    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
+    add_encoder_arguments(parser)
     hosts.add_flags(parser)
     return parser.parse_args(argv)
 

@@ -1,7 +1,7 @@
 """Rows of the model's input: each holds one text, or several short ones behind each other, then padding.
 
 Every text begins with [CLS], ends with [SEP], attends to itself only, and has positions and random numbers of its own.
-What is computed of a text therefore does not depend on the row it is in.
+What is computed of a text therefore does not depend on the row it is in. A text may be a pair of two segments.
 """
 
 import functools
@@ -26,6 +26,7 @@ class Rows(NamedTuple):
         text_RxL: int32, which of the row's texts a token belongs to; in padding T - 1.
         position_RxL: int32, a token's position in its text; in padding any that a token could have.
         is_token_RxL: bool, False in padding.
+        is_second_RxL: bool, True in the second segment of a pair; None where texts have one segment.
     """
 
     token_ids_RxL: jax.Array
@@ -35,6 +36,7 @@ class Rows(NamedTuple):
     text_RxL: jax.Array
     position_RxL: jax.Array
     is_token_RxL: jax.Array
+    is_second_RxL: jax.Array | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, jax.Array], seed: int) -> "Rows":
@@ -42,8 +44,8 @@ class Rows(NamedTuple):
 
         Args:
             batch: `token_ids` int32 [R, L]; `lengths` int32 [R, T]; `samples` uint32 [R, T], each text's number in
-                the order of the whole run, from which its random numbers follow. With one text a row, the latter two
-                may be [R].
+                the order of the whole run, from which its random numbers follow; for pairs also `first_lengths` int32
+                [R, T], the tokens of each text's first segment. With one text a row, all but the first may be [R].
             seed: the run's seed.
         """
         token_ids_RxL = batch["token_ids"]
@@ -57,7 +59,11 @@ class Rows(NamedTuple):
         starts_RxL = jnp.take_along_axis(ends_RxT - lengths_RxT, text_RxL, axis=1)
         position_RxL = index_L - starts_RxL
         seeds_RxT = random_bits.sample_seeds(seed, samples_RxT)
-        return cls(token_ids_RxL, lengths_RxT, samples_RxT, seeds_RxT, text_RxL, position_RxL, is_token_RxL)
+        one_segment = cls(token_ids_RxL, lengths_RxT, samples_RxT, seeds_RxT, text_RxL, position_RxL, is_token_RxL)
+        if "first_lengths" not in batch:
+            return one_segment
+        first_lengths_RxL = one_segment.of_text(batch["first_lengths"].reshape(rows, -1))
+        return one_segment._replace(is_second_RxL=position_RxL >= first_lengths_RxL)
 
     @property
     def is_text_RxT(self) -> jax.Array:

@@ -142,10 +142,10 @@ def maskable(config: ConfigDict) -> str | None:
     return None
 
 
-def positions(key: str, length: int, bert: BertConfig) -> str | None:
-    """A problem if texts may be longer than the model has positions."""
-    if not 3 <= length <= bert.max_length:
-        return f"{key} {length} is not between 3 and the model's {bert.max_length} positions"
+def positions(key: str, length: int, bert: BertConfig, shortest: int = 3) -> str | None:
+    """A problem if texts may be longer than the model has positions, or must be shorter than makes sense."""
+    if not shortest <= length <= bert.max_length:
+        return f"{key} {length} is not between {shortest} and the model's {bert.max_length} positions"
     return None
 
 

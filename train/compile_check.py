@@ -45,6 +45,7 @@ from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.objectives.contrastive import Contrastive
+from retromae_jax.objectives.reranking import Reranking
 from retromae_jax.optimizer import adamw
 from retromae_jax.training import finetuning_step, pretraining_step
 from train import checks
@@ -206,24 +207,29 @@ def _finetuning(config, bert, devices):
     mesh = jax.sharding.Mesh(devices, (parallel.DATA,))
     _divides(config.batch_size, devices.size)
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
-    settings = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
-    objective = Contrastive(bert, settings, config.temperature, computation)
+    queries = config.batch_size // devices.size
+    passages = queries * config.group_size
+    if is_reranking(config):
+        objective = Reranking(bert, computation)
+        sizes = {"token_ids": (passages, config.max_length), "lengths": (passages,), "first_lengths": (passages,)}
+        lengths = np.full(config.batch_size * config.group_size, config.max_length)
+    else:
+        settings = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
+        objective = Contrastive(bert, settings, config.temperature, computation)
+        sizes = {
+            "query_ids": (queries, config.query_max_length),
+            "query_lengths": (queries,),
+            "passage_ids": (passages, config.passage_max_length),
+            "passage_lengths": (passages,),
+        }
+        query_lengths = np.full(config.batch_size, config.query_max_length)
+        passage_lengths = np.full(config.batch_size * config.group_size, config.passage_max_length)
+        lengths = np.concatenate([query_lengths, passage_lengths])
     graph, shapes = parameters.structure(objective.model)
     optimizer = adamw(optax.constant_schedule(config.learning_rate), config.weight_decay, config.clip_norm)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
-    queries = config.batch_size // devices.size
-    passages = queries * config.group_size
-    sizes = {
-        "query_ids": (queries, config.query_max_length),
-        "query_lengths": (queries,),
-        "passage_ids": (passages, config.passage_max_length),
-        "passage_lengths": (passages,),
-    }
     batch = {name: jax.ShapeDtypeStruct((devices.size, *size), jnp.int32) for name, size in sizes.items()}
     batch["samples"] = jax.ShapeDtypeStruct((devices.size, queries), jnp.uint32)
-    query_lengths = np.full(config.batch_size, config.query_max_length)
-    passage_lengths = np.full(config.batch_size * config.group_size, config.passage_max_length)
-    lengths = np.concatenate([query_lengths, passage_lengths])
     function = finetuning_step(objective, graph, optimizer, config.seed, list(devices.flat))
     flops_of_step, attention = objective.flops(lengths), _attention_flops(bert, lengths)
     return Step(mesh, function, (state, batch), flops_of_step, attention, int(lengths.sum()), 1)
@@ -240,8 +246,20 @@ def _divides(rows, devices):
 
 
 def is_finetuning(config: ConfigDict) -> bool:
-    """Whether a recipe's config is one of fine-tuning."""
+    """Whether a recipe's config is one of fine-tuning, be it of an encoder or a cross-encoder."""
     return "collection" in config
+
+
+def is_reranking(config: ConfigDict) -> bool:
+    """Whether a recipe's config is one of a cross-encoder."""
+    return "max_length" in config
+
+
+def keys_of(config: ConfigDict) -> dict[str, tuple[object, str]]:
+    """The keys that a recipe's command knows."""
+    if is_reranking(config):
+        return defaults.RERANKING
+    return defaults.FINETUNING if is_finetuning(config) else defaults.PRETRAINING
 
 
 def sizes_of(config: ConfigDict, init: str) -> BertConfig:
@@ -333,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
     recipe = next((value for name, value in itertools.pairwise(rest) if name == "--config"), "")
-    keys = defaults.FINETUNING if recipe and is_finetuning(load_recipe(recipe)) else defaults.PRETRAINING
+    keys = keys_of(load_recipe(recipe)) if recipe else defaults.PRETRAINING
     config = parse_config(__doc__, keys, rest, parser.format_help())
     if not flags.topology:
         raise InputError("--topology is missing, for example --topology v5e:16x16")

@@ -3,7 +3,8 @@
     python -m train.export --from runs/msmarco --to exported/
 
 The directory opens with AutoModel, AutoTokenizer and SentenceTransformer. For a pretraining run, masked_lm/ in it
-opens with AutoModelForMaskedLM and holds the decoder too, so that pretraining can be continued from it.
+opens with AutoModelForMaskedLM and holds the decoder too, so that pretraining can be continued from it. That of a
+reranking run opens with AutoModelForSequenceClassification and CrossEncoder instead.
 """
 
 import argparse
@@ -31,6 +32,10 @@ def export(run_directory: str, directory: Path) -> None:
     parameters = run.restore_parameters()
     run.close()
     settings = source.settings
+    if any(name.startswith("classifier.") for name in parameters):
+        huggingface.save_cross_encoder(directory, source.config, parameters, tokenizer, settings.max_length)
+        say(f"cross-encoder: {directory}")
+        return
     huggingface.save_encoder(
         directory,
         source.config,

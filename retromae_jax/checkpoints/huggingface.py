@@ -1,11 +1,14 @@
 """Hugging Face model directories: reading and writing.
 
-Three kinds of directory are read: encoders (`BertModel`, `RobertaModel`, ...), masked language models
-(`BertForMaskedLM`, ...), and sentence-transformers models. Two are written: an encoder that `AutoModel` and
-`SentenceTransformer` open, and a masked language model that `AutoModelForMaskedLM` opens, with the objective's own
-modules (the decoder) beside it in `objective.safetensors`, so that pretraining can be continued.
+Four kinds of directory are read: encoders (`BertModel`, `RobertaModel`, ...), masked language models
+(`BertForMaskedLM`, ...), cross-encoders (`BertForSequenceClassification`, ...), and sentence-transformers models.
+Three are written: an encoder that `AutoModel` and `SentenceTransformer` open; a cross-encoder that
+`AutoModelForSequenceClassification` and sentence-transformers' `CrossEncoder` open; and a masked language model that
+`AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in `objective.safetensors`, so
+that pretraining can be continued.
 """
 
+import copy
 import dataclasses
 import json
 import re
@@ -45,11 +48,14 @@ _BERT = (
     (r"^head\.transform\.", "cls.predictions.transform.dense."),
     (r"^head\.layer_norm\.", "cls.predictions.transform.LayerNorm."),
     (r"^head\.bias$", "cls.predictions.bias"),
+    (r"^classifier\.dense\.", "bert.pooler.dense."),
+    (r"^classifier\.output\.", "classifier."),
 )
 _ROBERTA = (
     *_LAYERS,
     (r"^head\.transform\.", "lm_head.dense."),
     (r"^head\.", "lm_head."),
+    (r"^classifier\.output\.", "classifier.out_proj."),
     (r"^bert\.", "roberta."),
 )
 
@@ -248,6 +254,34 @@ def save_encoder(
         },
     }
     _write(directory, files, {"model.safetensors": tensors}, tokenizer)
+
+
+def save_cross_encoder(
+    directory: Path,
+    config: BertConfig,
+    parameters: Mapping[str, np.ndarray],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+) -> None:
+    """Writes a directory that `AutoModelForSequenceClassification` and sentence-transformers' `CrossEncoder` open.
+
+    Scores are logits: `CrossEncoder` puts them through no sigmoid, which would round those of the best passages to 1.
+
+    Args:
+        directory: as for `save_encoder`.
+        config: sizes of the model.
+        parameters: `bert.*` and `classifier.*`.
+        tokenizer: the model's.
+        max_length: longest pair in tokens, special ones included.
+    """
+    # One label is a number; Hugging Face knows it as regression.
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
+    activation = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+    content = _config_json(config, "ForSequenceClassification", tokenizer) | labels | activation
+    limited = copy.deepcopy(tokenizer)
+    limited.model_max_length = max_length
+    tensors = to_huggingface(parameters, config.model_type)
+    _write(directory, {"config.json": content}, {"model.safetensors": tensors}, limited)
 
 
 def save_masked_lm(

@@ -77,3 +77,55 @@ def encode_batch(
         row[: length - 1] = ids[: length - 1]
         row[length - 1] = ids[-1]
     return token_ids, lengths
+
+
+def encode_pairs(
+    tokenizer: "PreTrainedTokenizerBase", queries: Sequence[str], passages: Sequence[str], max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Token ids of pairs: [CLS] query [SEP] passage [SEP], or as RoBERTa has it, <s> query </s></s> passage </s>.
+
+    A pair that is too long loses the end of its passage; if the query is more than half of it, the longer of the two
+    is cut down to the shorter, and then both, as `transformers` does by default (`longest_first`).
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        queries: of B pairs. Each is tokenized once, however often it stands there.
+        passages: of the same pairs.
+        max_length: of a pair in tokens, special ones included.
+
+    Returns:
+        int32 [B, longest], padded; the lengths, int32 [B]; and how many tokens from the first on have token type 0,
+        int32 [B]: for BERT those before the passage, for RoBERTa all.
+    """
+
+    def inner(texts: Sequence[str]) -> list[list[int]]:
+        return [
+            encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+
+    distinct = list(dict.fromkeys(queries))
+    tokens_of = dict(zip(distinct, inner(distinct), strict=True))
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    separators = [tokenizer.sep_token_id] * (special - 2)
+    has_types = 1 in tokenizer.backend_tokenizer.encode("a", "a").type_ids
+    pairs, first_lengths = [], []
+    for query, passage_ids in zip(queries, inner(list(passages)), strict=True):
+        query_ids = tokens_of[query]
+        query_length, passage_length = _cut(len(query_ids), len(passage_ids), max_length - special)
+        first = [tokenizer.cls_token_id, *query_ids[:query_length], *separators]
+        pairs.append([*first, *passage_ids[:passage_length], tokenizer.sep_token_id])
+        first_lengths.append(len(first if has_types else pairs[-1]))
+    lengths = np.array([len(ids) for ids in pairs], np.int32)
+    token_ids = np.full((len(pairs), lengths.max(initial=0)), tokenizer.pad_token_id, np.int32)
+    for row, ids in zip(token_ids, pairs, strict=True):
+        row[: len(ids)] = ids
+    return token_ids, lengths, np.array(first_lengths, np.int32)
+
+
+def _cut(first: int, second: int, limit: int) -> tuple[int, int]:
+    """Lengths of two sequences of together at most `limit` tokens: the longer one is cut, and then both in turns."""
+    if first + second <= limit:
+        return first, second
+    shorter = min(first, second, limit // 2)
+    # Of an odd limit that is shared out evenly, the longer one, or else the second, keeps the token left over.
+    return (limit - shorter, shorter) if first > second else (shorter, limit - shorter)

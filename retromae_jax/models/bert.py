@@ -161,10 +161,27 @@ class Embeddings(nnx.Module):
         """Embeddings of positions in a text, the first of which is 0, [B, L, D]."""
         return self._positions(positions_BxL).astype(self.dtype)
 
-    def __call__(self, inputs_BxLxD: jax.Array, positions_BxL: jax.Array, dropout: Dropout | None) -> jax.Array:
-        """Embeds inputs that stand where word embeddings stand, [B, L, D] -> [B, L, D]."""
-        # All tokens have the same type: in float32, like the sum over them of its gradient.
-        added_BxLxD = self._positions(positions_BxL) + self.token_type_embeddings.embedding[0]
+    def __call__(
+        self,
+        inputs_BxLxD: jax.Array,
+        positions_BxL: jax.Array,
+        dropout: Dropout | None,
+        is_second_BxL: jax.Array | None = None,
+    ) -> jax.Array:
+        """Embeds inputs that stand where word embeddings stand, [B, L, D] -> [B, L, D].
+
+        Args:
+            inputs_BxLxD: [B, L, D].
+            positions_BxL: of the tokens in their text, the first of which is 0.
+            dropout: None at evaluation.
+            is_second_BxL: bool, True where a token's type is 1, as in a pair's second segment; None is 0 everywhere.
+        """
+        # Token types are added in float32, like the sum over tokens of their gradient.
+        types_TxD = self.token_type_embeddings.embedding[...]
+        added_BxLxD = self._positions(positions_BxL) + types_TxD[0]
+        if is_second_BxL is not None and len(types_TxD) > 1:  # RoBERTa has one type
+            # No lookup, whose gradient would be a scatter of all tokens into two rows.
+            added_BxLxD += jnp.where(is_second_BxL[:, :, None], types_TxD[1] - types_TxD[0], 0.0)
         x_BxLxD = inputs_BxLxD + added_BxLxD.astype(self.dtype)
         return drop(self.layer_norm(x_BxLxD), self.dropout_rate, dropout)
 
@@ -279,7 +296,8 @@ class Bert(nnx.Module):
             dropout: None at evaluation.
             last_at_RxK: see `run_layers`.
         """
-        embedded_RxLxD = self.embeddings(self.embeddings.words(rows.token_ids_RxL), rows.position_RxL, dropout)
+        words_RxLxD = self.embeddings.words(rows.token_ids_RxL)
+        embedded_RxLxD = self.embeddings(words_RxLxD, rows.position_RxL, dropout, rows.is_second_RxL)
         return run_layers(self.layers, embedded_RxLxD, rows.visible(), dropout, last_at_RxK, self.remat)
 
     def __call__(self, rows: Rows, dropout: Dropout | None = None) -> jax.Array:
@@ -331,6 +349,27 @@ class MaskedLanguageModelHead(nnx.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Transforms hidden states, [..., D] -> [..., D]; logits are its product with the table, plus `bias`."""
         return self.layer_norm(ACTIVATIONS[self.activation](self.transform(hidden)))
+
+
+class ClassificationHead(nnx.Module):
+    """One number from the [CLS] state: linear layer, tanh, dropout, linear layer.
+
+    What `BertForSequenceClassification` makes of its pooler and classifier, and `RobertaForSequenceClassification` of
+    its head, for one label; the latter drops out of the [CLS] state too.
+    """
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        self.dense = linear(config.hidden_size, config.hidden_size, config, rngs)
+        self.output = linear(config.hidden_size, 1, config, rngs)
+        self.dropout_rate = config.hidden_dropout_prob
+        self.drops_input = config.model_type != "bert"
+
+    def __call__(self, hidden_RxTxD: jax.Array, dropout: Dropout | None) -> jax.Array:
+        """Scores of T texts a row, [R, T, D] -> [R, T], float32."""
+        if self.drops_input:
+            hidden_RxTxD = drop(hidden_RxTxD, self.dropout_rate, dropout)
+        pooled_RxTxD = drop(jnp.tanh(self.dense(hidden_RxTxD)), self.dropout_rate, dropout)
+        return self.output(pooled_RxTxD.astype(jnp.float32))[:, :, 0]
 
 
 def linear(inputs: int, outputs: int, config: BertConfig, rngs: nnx.Rngs) -> Linear:

@@ -53,6 +53,7 @@ def encode_texts(
     batch_size: int = 64,
     task: str = "passages",
     share: range | None = None,
+    into: np.ndarray | None = None,
 ) -> np.ndarray:
     """Embeddings of texts, float32 [N, D], in their order.
 
@@ -63,6 +64,7 @@ def encode_texts(
         batch_size: texts encoded at once; rounded up to a multiple of the number of devices.
         task: what the progress is called.
         share: successive numbers of the N texts to encode; None takes all.
+        into: float32 [N, D], say a memory-map, that the embeddings are written to; None makes an array.
 
     Raises:
         InputError: if `max_length` is beyond the encoder's positions.
@@ -72,7 +74,7 @@ def encode_texts(
         raise InputError(f"maximum length {max_length} is not between 3 and the encoder's {positions} positions")
     batch_size = -(-batch_size // encoder.mesh.size) * encoder.mesh.size
     share = range(len(texts)) if share is None else share
-    embeddings = np.empty((len(share), encoder.dimension), np.float32)
+    embeddings = np.empty((len(share), encoder.dimension), np.float32) if into is None else into
     with Progress(f"encode {task}", len(share), task) as progress:
 
         def fetch(rows: np.ndarray, result: jax.Array) -> None:

@@ -7,7 +7,7 @@ and in every tool that sorts it anew.
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,17 +74,43 @@ def read_run(path: str | Path) -> Run:
     Raises:
         InputError: if the file is missing, a line is broken or a passage stands twice under a query.
     """
-    path, run = Path(path), {}
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                _add_line(run, line, f"{path}:{number}")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; name a TREC run") from error
+    run: Run = {}
+    for where, line in _lines(Path(path)):
+        _add_line(run, line, where)
     return run
 
 
-def _add_line(run: Run, line: bytes, where: str) -> None:
+def iterate_run(path: str | Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Reads a run in TREC's format query by query: ids of queries, and {passage id: score} of each.
+
+    Raises:
+        InputError: as `read_run`, and if the lines of a query do not follow each other.
+    """
+    run: Run = {}
+    finished = set()
+    for where, line in _lines(Path(path)):
+        query = _add_line(run, line, where)
+        if query in finished:
+            raise InputError(f"{where}: lines of query {query!r} stand apart; sort the run by query")
+        if len(run) > 1:
+            before = next(iter(run))
+            finished.add(before)
+            yield before, run.pop(before)
+    yield from run.items()
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file, and where each stands."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield f"{path}:{number}", line
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; name a TREC run") from error
+
+
+def _add_line(run: Run, line: bytes, where: str) -> str:
+    """Adds what a line says and returns its query."""
     try:
         fields = line.decode("utf-8-sig").split()
     except UnicodeDecodeError as error:
@@ -105,6 +131,7 @@ def _add_line(run: Run, line: bytes, where: str) -> None:
     if passage in scores:
         raise InputError(f"{where}: passage {passage!r} stands twice under query {query!r}; remove one line")
     scores[passage] = float(np.float32(score))
+    return query
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

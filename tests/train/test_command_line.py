@@ -93,6 +93,7 @@ def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
     for recipe, keys in {
         **dict.fromkeys(pretraining, defaults.PRETRAINING),
         **dict.fromkeys(finetuning, defaults.FINETUNING),
+        "rerank": defaults.RERANKING,
     }.items():
         for variant in ("", ":tiny"):
             config = parse_config(DOCUMENTATION, keys, [f"--config=configs/{recipe}.py{variant}"])

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs import msmarco, wiki
+from configs import msmarco, rerank, wiki
 from retromae_jax.chips import tpu_topology
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
@@ -53,6 +53,15 @@ def test_a_fine_tuning_step_gathers_passages(slice_of_four):
     assert report["fits"] and report["tokens_per_chip"] == 2 * 16 + 4 * 32
     assert report["exchanges"]["all-reduce"]["bytes"] > 4 * report["parameters"]
     assert "all-gather" in report["exchanges"]
+
+
+@pytest.mark.long
+def test_a_reranking_step_exchanges_gradients_only(slice_of_four):
+    config = rerank.get_config()
+    config.update(batch_size=8, group_size=2, max_length=32)
+    report = check(config, SMALL, slice_of_four)
+    assert report["fits"] and report["tokens_per_chip"] == 4 * 32
+    assert report["exchanges"].keys() == {"all-reduce"}
 
 
 @pytest.mark.long

@@ -1,0 +1,229 @@
+"""Mines hard negatives for `train.finetune` and `train.rerank`: passages that a search ranks high, but not relevant.
+
+    python -m eval.mine --model exported/msmarco --collection data/msmarco --split train --margin 0.5 \\
+        --output data/msmarco/mined_negatives.tsv
+
+The search is an encoder's (--model), BM25's (--bm25) or any that wrote a TREC run (--run). Passages that the split's
+qrels call relevant are left out. The output's lines are `query-id TAB passage-id,passage-id,...`, the hardest first.
+
+An encoder's passage embeddings lie in a temporary file beside the output (passages x width x 4 bytes) and are searched
+in blocks, a batch of queries after the other, so that memory does not grow with the collection's embeddings.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from eval.measure import QUERY_MAX_LENGTH, add_collection_arguments, add_encoder_arguments, positive
+from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.data.retrieval import Collection, load_collection
+from retromae_jax.encoder import Encoder
+from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.logging import Progress, say, table
+from retromae_jax.retrieval.bm25 import search_bm25
+from retromae_jax.retrieval.encode import encode_texts
+from retromae_jax.retrieval.negatives import NegativeSampler
+from retromae_jax.retrieval.runs import iterate_run, ranking, write_lines
+from retromae_jax.retrieval.search import search_faiss
+
+QUERIES_AT_ONCE = 2**14
+
+
+class Found(NamedTuple):
+    """What was found for some queries: their numbers in the split, scores [Q, k], passage indices [Q, k] or -1."""
+
+    queries: Sequence[int]
+    scores: np.ndarray
+    indices: np.ndarray
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    search = parser.add_mutually_exclusive_group(required=True)
+    search.add_argument(
+        "--model", help="search with this encoder: Hugging Face directory or Hub name, or run directory"
+    )
+    search.add_argument("--bm25", action="store_true", help="search with BM25")
+    search.add_argument("--run", type=Path, help="read a TREC run, in which lines of a query follow each other")
+    add_collection_arguments(parser, "train")
+    parser.add_argument("--output", type=Path, required=True, help="file of hard negatives to write")
+    parser.add_argument("--from-rank", type=positive, default=2, help="first rank of the window (default: 2)")
+    parser.add_argument("--to-rank", type=positive, default=200, help="last rank of the window (default: 200)")
+    parser.add_argument(
+        "--margin",
+        type=_not_negative,
+        help="leave out passages that score above the best-scored relevant passage less this: many are relevant and "
+        "not judged (default: leave none out)",
+    )
+    parser.add_argument("--negatives", type=positive, help="negatives drawn for each query (default: all)")
+    parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
+    add_encoder_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.from_rank > arguments.to_rank:
+        parser.error(f"--from-rank {arguments.from_rank} is behind --to-rank {arguments.to_rank}")
+    return arguments
+
+
+def _not_negative(argument: str) -> float:
+    number = float(argument)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{argument} is not 0 or more")
+    return number
+
+
+def mine(arguments: argparse.Namespace) -> None:
+    """Searches, draws and writes negatives, and prints a summary.
+
+    Raises:
+        InputError: if collection, model or run cannot be used, or no query has negatives.
+    """
+    if arguments.model:
+        open_model(arguments.model)  # a mistyped name shows before a large collection is read
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=arguments.output.parent).close()
+    except OSError as error:
+        raise InputError(f"{arguments.output}: cannot be written: {error.strerror}; choose another --output") from error
+    collection = load_collection(arguments.collection, arguments.split)
+    relevant = collection.relevant_passages()
+    trained = [number for number, passages in enumerate(relevant) if len(passages)]
+    if not trained:
+        raise InputError(f"no query of {collection.directory}, split {collection.split}, has a relevant passage")
+    sampler = NegativeSampler(
+        arguments.from_rank, arguments.to_rank, arguments.margin, arguments.negatives, arguments.seed
+    )
+    query_ids = list(collection.queries)
+    mined: list[tuple[int, int, int, int]] = []
+
+    def lines(found: Iterator[Found]) -> Iterator[str]:
+        for queries, scores, indices in found:
+            drawn = [
+                sampler.sample(query, *one, relevant[query])
+                for query, *one in zip(queries, scores, indices, strict=True)
+            ]
+            mined.extend((len(one.negatives), *one[1:]) for one in drawn)
+            passages = collection.passages.ids.take(pa.array(np.concatenate([one.negatives for one in drawn])))
+            ids = iter(passages.to_pylist())
+            for query, one in zip(queries, drawn, strict=True):
+                if len(one.negatives):
+                    yield f"{query_ids[query]}\t{','.join(next(ids) for _ in one.negatives)}"
+        if not any(count for count, *_ in mined):
+            raise InputError("no query has negatives; take a wider window of ranks or a smaller margin")
+
+    with tempfile.TemporaryDirectory(prefix=".mine-", dir=arguments.output.parent) as directory:
+        write_lines(arguments.output, lines(_search(arguments, collection, trained, Path(directory))))
+    _report(arguments, np.array(mined).reshape(-1, 4), len(trained))
+
+
+def _search(
+    arguments: argparse.Namespace, collection: Collection, trained: Sequence[int], directory: Path
+) -> Iterator[Found]:
+    """Searches for the queries with these numbers."""
+    if arguments.run is not None:
+        return _read(arguments.run, collection, trained, arguments.to_rank)
+    passages = collection.passages.texts(arguments.titles, arguments.title_separator)
+    texts = list(collection.queries.values())
+    queries = [texts[number] for number in trained]
+    if arguments.bm25:
+        return iter([Found(trained, *search_bm25(queries, passages, arguments.to_rank))])
+    return _search_with_encoder(arguments, trained, queries, passages, directory)
+
+
+def _search_with_encoder(
+    arguments: argparse.Namespace,
+    trained: Sequence[int],
+    queries: Sequence[str],
+    passages: Sequence[str],
+    directory: Path,
+) -> Iterator[Found]:
+    encoder = Encoder.from_pretrained(
+        arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
+    )
+    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
+    passage_max_length = arguments.passage_max_length or encoder.max_length
+    embeddings = np.lib.format.open_memmap(
+        directory / "passages.npy", "w+", np.float32, (len(passages), encoder.dimension)
+    )
+    encode_texts(encoder, passages, passage_max_length, arguments.batch_size, "passages", into=embeddings)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        some = slice(start, start + QUERIES_AT_ONCE)
+        query_embeddings = encode_texts(encoder, queries[some], query_max_length, arguments.batch_size, "queries")
+        yield Found(trained[some], *search_faiss(query_embeddings, embeddings, arguments.to_rank))
+
+
+def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int) -> Iterator[Found]:
+    """The best `depth` passages of a run's queries that are among the trained ones."""
+    ids = list(collection.queries)
+    numbers = {ids[number]: number for number in trained}
+    queries, rankings = [], []
+
+    def found() -> Found:
+        scores = np.full((len(queries), depth), -np.inf, np.float32)
+        indices = np.full((len(queries), depth), -1, np.int64)
+        passages = [passage for ranked in rankings for passage, _ in ranked]
+        all_indices = collection.passages.indices(passages)
+        if (all_indices < 0).any():
+            raise InputError(
+                f"{path}: {collection.passages.path} has no passage {passages[int(np.argmin(all_indices))]!r}; take a "
+                "run of this collection"
+            )
+        ends = np.cumsum([len(ranked) for ranked in rankings])
+        for row, (ranked, end) in enumerate(zip(rankings, ends, strict=True)):
+            scores[row, : len(ranked)] = [score for _, score in ranked]
+            indices[row, : len(ranked)] = all_indices[end - len(ranked) : end]
+        return Found(queries, scores, indices)
+
+    known = 0
+    with Progress(f"read {path.name}", len(trained), "queries") as progress:
+        for query, passages in iterate_run(path):
+            if query not in numbers:
+                continue
+            known += 1
+            progress.update()
+            queries.append(numbers[query])
+            rankings.append(ranking(passages)[:depth])
+            if len(queries) == QUERIES_AT_ONCE:
+                yield found()
+                queries, rankings = [], []
+    if queries:
+        yield found()
+    if known == 0:
+        raise InputError(
+            f"{path}: none of its queries has a relevant passage in the split {collection.split!r}; take a run of this "
+            "split"
+        )
+
+
+def _report(arguments: argparse.Namespace, mined: np.ndarray, queries: int) -> None:
+    """Prints what came of the queries."""
+    negatives, window, relevant, likely_relevant = mined.T
+    with_negatives = negatives[negatives > 0]
+    rows = {
+        "queries with a relevant passage": queries,
+        "queries with negatives": len(with_negatives),
+        "negatives": int(negatives.sum()),
+        "negatives per query: mean": float(with_negatives.mean()),
+        "negatives per query: fewest": int(with_negatives.min()),
+        "negatives per query: most": int(with_negatives.max()),
+        "passages in the window": int(window.sum()),
+        "relevant ones, left out": int(relevant.sum()),
+        "likely relevant ones, left out": int(likely_relevant.sum()),
+    }
+    shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" for name, value in rows.items()}
+    width = max(map(len, shown.values()))
+    print(table([{"hard negatives": name, "number": value.rjust(width)} for name, value in shown.items()]))
+    say(f"hard negatives: {arguments.output}")
+
+
+@exits_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    mine(parse(argv))
+
+
+if __name__ == "__main__":
+    main()

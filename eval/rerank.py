@@ -1,0 +1,159 @@
+"""Reranks with a cross-encoder: scores each query's best passages anew, and measures what that gains.
+
+    python -m eval.rerank --model exported/rerank --collection data/msmarco --split dev --depth 100 \\
+        --run runs/eval/msmarco-dev/msmarco/run.trec
+
+scores the best 100 passages of each query in any TREC run. Beside what all evaluations write, the output directory gets
+`scores.tsv`, lines `query-id TAB passage-id TAB score`. Both rows of the table are of these passages alone.
+
+    python -m eval.rerank --model exported/rerank --collection data/msmarco --split train \\
+        --pairs data/msmarco/mined_negatives.tsv --output runs/teacher
+
+scores training pairs, and writes `scores.tsv` only: the passages that a file names for each query, in lines `query-id
+TAB passage-id` or `query-id TAB passage-id,passage-id,...` as `eval.mine` writes them, and the relevant passages.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from eval.measure import add_model_arguments, argument_parser, measures_of, open_evaluation, positive, report
+from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.cross_encoder import CrossEncoder
+from retromae_jax.data.retrieval import Collection, read_negatives
+from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.logging import Progress, say
+from retromae_jax.retrieval.metrics import Scores, score
+from retromae_jax.retrieval.runs import ranking, read_run, write_lines
+
+# Pairs whose lengths are sorted together.
+PAIRS_AT_ONCE = 2**14
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    parser.set_defaults(depth=100)
+    parser.add_argument(
+        "--model", required=True, help="cross-encoder: Hugging Face directory or Hub name, or run directory"
+    )
+    pairs = parser.add_mutually_exclusive_group(required=True)
+    pairs.add_argument("--run", type=Path, help="TREC run whose best passages are scored")
+    pairs.add_argument("--pairs", type=Path, help="file of the passages to score for each query")
+    parser.add_argument(
+        "--max-length", type=positive, help="tokens of query and passage together (default: the model's own maximum)"
+    )
+    add_model_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def evaluate(arguments: argparse.Namespace) -> Scores | None:
+    """Scores pairs, and reports where they are those of a run.
+
+    Raises:
+        InputError: if collection, output, model, run or pairs cannot be used.
+    """
+    system = Path(arguments.model).resolve().name
+    open_model(arguments.model)  # a mistyped name shows before a large collection is read
+    collection, output = open_evaluation(arguments, system)
+    cross_encoder = CrossEncoder.from_pretrained(arguments.model, arguments.compute_dtype)
+    max_length = arguments.max_length or cross_encoder.max_length
+    if not 8 <= max_length <= cross_encoder.config.max_length:
+        raise InputError(
+            f"--max-length {max_length} is not between 8 and the model's {cross_encoder.config.max_length} positions"
+        )
+    if arguments.run is not None:
+        before, candidates = _best_of_run(arguments.run, collection, arguments.depth)
+    else:
+        candidates = _of_file(arguments.pairs, collection)
+
+    started = time.monotonic()
+    query_ids, texts = list(collection.queries), list(collection.queries.values())
+    passages = collection.passages.texts(arguments.titles, arguments.title_separator)
+    # What a run's scores are to be reported with.
+    shape = (len(texts) if arguments.run is not None else 0, arguments.depth)
+    scores, indices = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
+
+    def lines() -> Iterator[str]:
+        with Progress("rerank", sum(map(len, candidates)), "pairs") as progress:
+            for queries in _portions(candidates):
+                numbers = np.concatenate([candidates[query] for query in queries])
+                counts = [len(candidates[query]) for query in queries]
+                of_query = [texts[query] for query, count in zip(queries, counts, strict=True) for _ in range(count)]
+                of_passage = [passages[int(number)] for number in numbers]
+                found = cross_encoder.scores(of_query, of_passage, max_length, arguments.batch_size)
+                ids = iter(collection.passages.ids.take(pa.array(numbers)).to_pylist())
+                for query, own in zip(queries, np.split(found, np.cumsum(counts)[:-1]), strict=True):
+                    if arguments.run is not None:
+                        scores[query, : len(own)], indices[query, : len(own)] = own, candidates[query]
+                    for value in own:
+                        yield f"{query_ids[query]}\t{next(ids)}\t{value!s}"
+                progress.update(len(numbers))
+
+    write_lines(output / "scores.tsv", lines())
+    seconds = {"score": time.monotonic() - started}
+    if arguments.run is None:
+        say(f"scores: {output / 'scores.tsv'}")
+        return None
+    settings = {
+        "model": arguments.model,
+        "run": str(arguments.run),
+        "max_length": max_length,
+        "title_separator": arguments.title_separator,
+        "batch_size": arguments.batch_size,
+        "compute_dtype": arguments.compute_dtype,
+    }
+    found = (scores, indices)
+    return report(collection, found, output, system, arguments.titles, settings, seconds, before)
+
+
+def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[dict[str, float], list[np.ndarray]]:
+    """How good a run's best `depth` passages are; and for each query of the collection, their indices."""
+    run = read_run(path)
+    best = {query: dict(ranking(run.get(query, {}))[:depth]) for query in collection.queries}
+    passages = [passage for found in best.values() for passage in found]
+    if not passages:
+        raise InputError(f"{path}: none of its queries is judged in the split {collection.split!r}; take a run of it")
+    indices = collection.passages.indices(passages)
+    if (indices < 0).any():
+        raise InputError(
+            f"{path}: {collection.passages.path} has no passage {passages[int(np.argmin(indices))]!r}; take a run of "
+            "this collection"
+        )
+    before = score(best, collection.qrels, measures_of(depth), collection.relevance_level)
+    return before.means, np.split(indices, np.cumsum([len(found) for found in best.values()])[:-1])
+
+
+def _of_file(path: Path, collection: Collection) -> list[np.ndarray]:
+    """For each query of the collection, if a file names it, its relevant passages and those of the file."""
+    named = read_negatives([path], list(collection.queries), collection.passages, len(collection.passages))
+    return [
+        np.concatenate([relevant, np.setdiff1d(named[query], relevant)]) if query in named else relevant[:0]
+        for query, relevant in enumerate(collection.relevant_passages())
+    ]
+
+
+def _portions(candidates: Sequence[np.ndarray]) -> Iterator[list[int]]:
+    """Numbers of successive queries that have about `PAIRS_AT_ONCE` candidates together."""
+    queries, pairs = [], 0
+    for query, own in enumerate(candidates):
+        if len(own):
+            queries.append(query)
+            pairs += len(own)
+        if pairs >= PAIRS_AT_ONCE:
+            yield queries
+            queries, pairs = [], 0
+    if queries:
+        yield queries
+
+
+@exits_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    evaluate(parse(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""A trained cross-encoder: pairs of query and passage to scores."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retromae_jax import parallel
+from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.data.batches import padded_length
+from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
+from retromae_jax.errors import InputError
+from retromae_jax.models import parameters
+from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.objectives.reranking import Model
+from retromae_jax.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LENGTH_BUCKETS = 8
+
+
+class CrossEncoder:
+    """Scores pairs on all devices of this process.
+
+    Args:
+        config: sizes of the model.
+        weights: `bert.*` and `classifier.*` parameters.
+        tokenizer: the model's.
+        max_length: longest pair in tokens, special ones included.
+        compute_dtype: of activations, float32 or bfloat16.
+    """
+
+    def __init__(
+        self,
+        config: BertConfig,
+        weights: parameters.Parameters,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        compute_dtype: str = "float32",
+    ):
+        self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
+        self.mesh = parallel.local_mesh()
+        self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
+        computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
+        graph, _ = parameters.structure(lambda rngs: Model(config, computation, rngs))
+
+        def score(weights, token_ids_BxL, lengths_B, first_lengths_B):
+            pairs = {"token_ids": token_ids_BxL, "lengths": lengths_B, "first_lengths": first_lengths_B}
+            rows = Rows.of(pairs | {"samples": jnp.zeros_like(lengths_B, jnp.uint32)}, seed=0)
+            with parallel.full_precision(computation.dtype):
+                return parameters.bind(graph, weights)(rows)[:, 0]
+
+        self._score = jax.jit(score)
+
+    @classmethod
+    def from_pretrained(cls, name_or_directory: str, compute_dtype: str = "float32") -> "CrossEncoder":
+        """Opens a Hugging Face directory, a Hub name or a run directory.
+
+        Args:
+            name_or_directory: the model: `AutoModelForSequenceClassification` with one label, or a run of
+                `train.rerank`.
+            compute_dtype: of activations, float32 or bfloat16.
+
+        Raises:
+            InputError: if there is no such model, or it is no cross-encoder.
+        """
+        source = open_model(name_or_directory)
+        _, shapes = parameters.structure(lambda rngs: Model(source.config, Computation(), rngs))
+        weights, report = source.parameters(shapes)
+        if report.fresh:
+            raise InputError(
+                f"{source.directory}: no cross-encoder, it lacks {', '.join(report.fresh)}; train one from it with "
+                "train.rerank"
+            )
+        tokenizer = load_tokenizer(str(source.tokenizer))
+        max_length = min(source.settings.max_length, tokenizer.model_max_length)
+        return cls(source.config, weights, tokenizer, max_length, compute_dtype)
+
+    def scores(self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int) -> np.ndarray:
+        """Scores of pairs, float32 [N], in their order.
+
+        Args:
+            queries: of N pairs.
+            passages: of the same pairs.
+            max_length: of a pair in tokens; longer ones are cut (see `encode_pairs`).
+            batch_size: pairs scored at once; rounded up to a multiple of the number of devices.
+        """
+        scores = np.empty(len(queries), np.float32)
+        running = None
+        with jax.set_mesh(self.mesh):
+            for rows, arrays in self._batches(queries, passages, max_length, batch_size):
+                before, running = running, (rows, self._score(self.weights, *arrays))
+                # While the device works on this batch, the one before it is fetched.
+                if before is not None:
+                    scores[before[0]] = np.asarray(before[1])[: len(before[0])]
+            if running is not None:
+                scores[running[0]] = np.asarray(running[1])[: len(running[0])]
+        return scores
+
+    def _batches(
+        self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, tuple[jax.Array, ...]]]:
+        """Numbers of up to `batch_size` pairs of about the same length; their ids, lengths and first lengths."""
+        batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        token_ids, lengths, first_lengths = encode_pairs(self.tokenizer, queries, passages, max_length)
+        by_length = np.argsort(-lengths, kind="stable")
+        for first in range(0, len(by_length), batch_size):
+            rows = by_length[first : first + batch_size]
+            length = padded_length(int(lengths[rows].max()), max_length, LENGTH_BUCKETS)
+            filled = np.resize(rows, batch_size)  # the last batch repeats pairs to keep its shape
+            batch = np.full((batch_size, length), self.tokenizer.pad_token_id, np.int32)
+            width = min(length, token_ids.shape[1])
+            batch[:, :width] = token_ids[filled, :width]
+            arrays = (batch, lengths[filled], first_lengths[filled])
+            yield rows, jax.device_put(arrays, parallel.over_batch(self.mesh))

@@ -1,0 +1,115 @@
+"""Reranking from run to run, with a cross-encoder of which the right answers are known."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import eval.rerank
+from eval.rerank import main
+
+RUN = """\
+10 Q0 3 1 9.0 first
+10 Q0 1 2 8.0 first
+10 Q0 0 3 7.0 first
+10 Q0 2 4 6.0 first
+11 Q0 1 1 5.0 first
+11 Q0 2 2 4.0 first
+12 Q0 0 1 3.0 first
+"""
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    directory = tmp_path / "animals"
+    directory.mkdir()
+    (directory / "corpus.tsv").write_text(
+        "0\tpets\tcats purr\n1\tpets\tdogs bark bark\n2\tfruit fruit\tapples fall\n3\t\tapples fall fall\n"
+    )
+    (directory / "queries.dev.tsv").write_text("10\tcats purr\n11\tapples fall fruit\n13\tnot in the run\n")
+    (directory / "qrels.dev.tsv").write_text("10\t0\t0\t1\n11\t0\t2\t1\n13\t0\t3\t1\n")
+    (tmp_path / "run.trec").write_text(RUN)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Counts of shared words in place of a model; records what was asked for."""
+    calls = []
+
+    class CrossEncoder:
+        config, max_length = SimpleNamespace(max_length=512), 24
+
+        @classmethod
+        def from_pretrained(cls, model, compute_dtype):
+            calls.append(("model", model, compute_dtype))
+            return cls()
+
+        def scores(self, queries, passages, max_length, batch_size):
+            calls.append((len(queries), max_length, batch_size))
+            shared = [len(set(q.split()) & set(p.split())) for q, p in zip(queries, passages, strict=True)]
+            return np.array(shared, np.float32) - 0.5
+
+    monkeypatch.setattr(eval.rerank, "open_model", lambda model: None)
+    monkeypatch.setattr(eval.rerank, "CrossEncoder", CrossEncoder)
+    return calls
+
+
+def test_a_run_is_reranked_and_the_gain_is_shown(collection, calls, tmp_path, capsys):
+    output = tmp_path / "o"
+    main(f"--model m/mine --collection {collection} --run {tmp_path / 'run.trec'} --output {output} --depth 3".split())
+    # Query 12 is of another split, and passage 2 of query 10 is beyond the depth.
+    assert (output / "run.trec").read_text().splitlines() == [
+        "10 Q0 0 1 1.5 mine",
+        "10 Q0 3 2 -0.5 mine",
+        "10 Q0 1 3 -0.5 mine",
+        "11 Q0 2 1 2.5 mine",
+        "11 Q0 1 2 -0.5 mine",
+    ]
+    assert (output / "scores.tsv").read_text().splitlines() == [
+        "10\t3\t-0.5",
+        "10\t1\t-0.5",
+        "10\t0\t1.5",
+        "11\t1\t-0.5",
+        "11\t2\t2.5",
+    ]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["before"]["MAP"] == pytest.approx((1 / 3 + 1 / 2) / 3)
+    assert metrics["metrics"]["MAP"] == pytest.approx(2 / 3)
+    assert metrics["settings"]["max_length"] == 24 and metrics["depth"] == 3
+    before, after, gain = (line.split() for line in capsys.readouterr().out.splitlines()[-3:])
+    assert before == ["before", "0.2778"] and after == ["mine", "0.6667"] and gain == ["gain", "0.3889"]
+    assert calls == [("model", "m/mine", "float32"), (5, 24, 64)]
+
+
+def test_pairs_of_mined_negatives_are_scored_with_the_relevant_passages(collection, calls, tmp_path, monkeypatch):
+    pairs, output = tmp_path / "negatives.tsv", tmp_path / "o"
+    pairs.write_text("10\t1,3\n11\t3\n11\t2\n")
+    command = f"--model m --collection {collection} --pairs {pairs} --output {output} --batch-size 4 --max-length 9"
+    expected = ["10\t0\t1.5", "10\t1\t-0.5", "10\t3\t-0.5", "11\t2\t2.5", "11\t3\t1.5"]
+    for at_once in (100, 1):
+        monkeypatch.setattr(eval.rerank, "PAIRS_AT_ONCE", at_once)
+        main(command.split())
+        assert (output / "scores.tsv").read_text().splitlines() == expected
+    assert [call for call in calls if call[0] != "model"] == [(5, 9, 4), (3, 9, 4), (2, 9, 4)]
+    assert [path.name for path in output.iterdir()] == ["scores.tsv"]
+
+
+@pytest.mark.parametrize(
+    "run, arguments, message",
+    [
+        (RUN.replace("Q0 1 2", "Q0 7 2"), "", "has no passage '7'; take a run of this collection"),
+        ("12 Q0 0 1 3.0 first\n", "", "none of its queries is judged in the split 'dev'"),
+        (RUN, "--max-length 600", "--max-length 600 is not between 8 and the model's 512 positions"),
+        (RUN, "--split test", "no qrels of a split 'test'"),
+    ],
+)
+def test_what_cannot_be_reranked_is_refused(run, arguments, message, collection, tmp_path, capsys):
+    (tmp_path / "run.trec").write_text(run)
+    command = f"--model m --collection {collection} --run {tmp_path / 'run.trec'} --output {tmp_path / 'o'} {arguments}"
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
