@@ -45,6 +45,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="scale embeddings to length 1 (default: the model's own)",
     )
+    parser.add_argument(
+        "--dimension",
+        type=positive,
+        help="keep so many of an embedding's dimensions, the first ones, for models trained with matryoshka_dims "
+        "(default: all)",
+    )
     parser.add_argument("--batch-size", type=positive, default=64, help="texts encoded at once (default: 64)")
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
     hosts.add_flags(parser)
@@ -63,7 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     collection, output = open_evaluation(arguments, system)
     hosts.check_shared(output, "--output")
     encoder = Encoder.from_pretrained(
-        arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
+        arguments.model, arguments.pooling, arguments.normalize, arguments.compute_dtype, arguments.dimension
     )
     query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
     passage_max_length = arguments.passage_max_length or encoder.max_length
@@ -90,6 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
         "title_separator": arguments.title_separator,
         "pooling": arguments.pooling,
         "normalize": arguments.normalize,
+        "dimension": encoder.dimension,
         "batch_size": arguments.batch_size,
         "compute_dtype": arguments.compute_dtype,
     }

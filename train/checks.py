@@ -149,6 +149,21 @@ def positions(key: str, length: int, bert: BertConfig) -> str | None:
     return None
 
 
+def distillation(config: ConfigDict) -> str | None:
+    """A problem if there is nothing to learn from teacher scores: a query's passages are compared with each other."""
+    if config.teacher_scores and config.group_size < 2:
+        return f"group_size {config.group_size} is too small to learn from teacher_scores; take 2 or more"
+    return None
+
+
+def dimensions(key: str, values: Collection[int | str], bert: BertConfig) -> str | None:
+    """A problem if embeddings have not so many dimensions."""
+    wrong = [value for value in values if not str(value).isdecimal() or not 1 <= int(value) <= bert.hidden_size]
+    if wrong:
+        return f"{key} {wrong[0]!r} is not a number between 1 and the model's hidden_size {bert.hidden_size}"
+    return None
+
+
 def enough_items(config: ConfigDict, items: int, unit: str) -> str | None:
     """A problem if the data cannot fill a batch beside the items held out."""
     needed = config.validation_blocks + config.batch_size

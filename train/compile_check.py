@@ -42,9 +42,7 @@ from retromae_jax.logging import table
 from retromae_jax.masking import WORD_START, Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings
-from retromae_jax.objectives import OBJECTIVES
-from retromae_jax.objectives.contrastive import Contrastive
+from retromae_jax.objectives import OBJECTIVES, finetuning_objective
 from retromae_jax.optimizer import adamw
 from retromae_jax.training import finetuning_step, pretraining_step
 from train import checks
@@ -206,8 +204,7 @@ def _finetuning(config, bert, devices):
     mesh = jax.sharding.Mesh(devices, (parallel.DATA,))
     _divides(config.batch_size, devices.size)
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
-    settings = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
-    objective = Contrastive(bert, settings, config.temperature, computation)
+    objective = finetuning_objective(config).from_config(config, bert, computation)
     graph, shapes = parameters.structure(objective.model)
     optimizer = adamw(optax.constant_schedule(config.learning_rate), config.weight_decay, config.clip_norm)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
@@ -219,8 +216,13 @@ def _finetuning(config, bert, devices):
         "passage_ids": (passages, config.passage_max_length),
         "passage_lengths": (passages,),
     }
+    if config.mask_false_negatives:
+        # Of MS MARCO's queries, most have one relevant passage.
+        sizes |= {"passages": (passages,), "relevant": (queries, 1)}
     batch = {name: jax.ShapeDtypeStruct((devices.size, *size), jnp.int32) for name, size in sizes.items()}
     batch["samples"] = jax.ShapeDtypeStruct((devices.size, queries), jnp.uint32)
+    if config.teacher_scores:
+        batch["teacher_scores"] = jax.ShapeDtypeStruct((devices.size, queries, config.group_size), jnp.float32)
     query_lengths = np.full(config.batch_size, config.query_max_length)
     passage_lengths = np.full(config.batch_size * config.group_size, config.passage_max_length)
     lengths = np.concatenate([query_lengths, passage_lengths])
@@ -270,7 +272,8 @@ def remedy(report: dict, config: ConfigDict) -> str:
     # Parameters, their gradients, and AdamW's two moments, in float32.
     state = 16 * report["parameters"]
     if is_finetuning(config):
-        return line + "take fewer texts a chip (--texts-per-chip) or more chips"
+        chunk = "--config.gradient_cache_chunk=32, " if not config.gradient_cache_chunk else ""
+        return line + f"take {chunk}fewer texts a chip (--texts-per-chip) or more chips"
     options = []
     if state > limit / 2:
         options.append(f"--config.fsdp={min(8, report['chips'])} (the state alone is {_gigabytes(state)})")

@@ -18,6 +18,7 @@ from configs import (
     dupmae,
     masked_lm,
     msmarco,
+    msmarco_distill,
     msmarco_pretrain,
     wiki,
 )
@@ -45,7 +46,8 @@ PRETRAINING = {
     condenser: "condenser_head, head",
     cocondenser: "condenser_head, head",
 }
-RECIPES = {recipe.__name__.split(".")[-1]: recipe for recipe in (*PRETRAINING, demo, msmarco, demo_finetune)}
+FINETUNING = (msmarco, msmarco_distill, demo_finetune)
+RECIPES = {recipe.__name__.split(".")[-1]: recipe for recipe in (*PRETRAINING, demo, *FINETUNING)}
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +312,31 @@ def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_pat
     from_export = encode_texts(Encoder.from_pretrained(str(tmp_path / "exported")), texts, 16)
     np.testing.assert_array_equal(from_run, from_export)
     assert not (tmp_path / "exported" / "masked_lm").exists()
+
+
+def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
+    def recipe(name, **changes):
+        steps = {"num_steps": 2, "log_every": 1, "checkpoint_every": 2}
+        return tiny("msmarco_distill", init=str(pretrained), workdir=str(tmp_path / name), **steps, **changes)
+
+    finetune(recipe("plain"))
+    plain = metrics_of(tmp_path / "plain")
+    assert len(plain) == 2
+    for line in plain:
+        assert line["distillation_loss"] > 0
+        assert line["loss"] == pytest.approx(line["distillation_loss"] + 0.2 * line["contrastive_loss"], rel=1e-5)
+    # The other options reach the step.
+    options = {"gradient_cache_chunk": 1, "matryoshka_dims": (32, 8), "distillation_loss": "kl_batchmean"}
+    finetune(recipe("options", contrastive_weight=0.0, mask_false_negatives=False, **options))
+    for line in metrics_of(tmp_path / "options"):
+        assert line["loss"] == line["distillation_loss"] > 0
+    # A group of 8 has random passages, which nobody scored.
+    with pytest.raises(InputError, match=r"teacher_scores: .* random passages .* set --config\.missing_scores"):
+        finetune(recipe("never", group_size=8))
+    with pytest.raises(InputError, match="4 problem") as error:
+        finetune(recipe("never", group_size=1, missing_scores="drop", matryoshka_dims=(33,), distillation_loss="kl"))
+    assert "matryoshka_dims 33 is not a number between 1 and the model's hidden_size 32" in str(error.value)
+    assert "group_size 1 is too small to learn from teacher_scores" in str(error.value)
 
 
 def test_a_run_without_checkpoints_says_so(pretrained, tmp_path):
