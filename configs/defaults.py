@@ -116,7 +116,8 @@ FINETUNING = {
     "titles": (True, "put a passage's title, where it has one, before its text, as eval.msmarco does"),
     "collection": (
         "",
-        "BEIR directory, or directory with MS MARCO's collection.tsv, queries and qrels files",
+        "BEIR directory, directory with MS MARCO's collection.tsv, queries and qrels files, or with what the original "
+        "code prepared of them; train.convert makes one of jsonl examples",
     ),
     "split": ("train", "which qrels of the collection to learn from"),
     "negatives": ((), "files of hard negatives, lines `query-id TAB passage-id,passage-id,...`"),

@@ -121,16 +121,22 @@ def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: "PreTrainedT
     Blocks of other making than `train.prepare`'s do not say; their ids must at least be in the vocabulary.
     """
     if not blocks.settings:
-        lowest, highest = blocks.id_range()
-        if lowest < 0 or highest >= len(tokenizer):
-            return (
-                f"{directory} holds token ids from {lowest} to {highest}, the tokenizer {tokenizer.name_or_path} has "
-                f"{len(tokenizer)} words"
-            )
+        return ids_in_vocabulary(directory, blocks.id_range(), tokenizer)
     if blocks.settings.get("tokenizer_fingerprint", fingerprint(tokenizer)) != fingerprint(tokenizer):
         return (
             f"{directory} was made with the tokenizer {blocks.settings.get('tokenizer')}, whose vocabulary is not that "
             f"of {tokenizer.name_or_path}; prepare the text again"
+        )
+    return None
+
+
+def ids_in_vocabulary(directory: str, id_range: tuple[int, int], tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """A problem if token ids that were made elsewhere are not in the vocabulary."""
+    lowest, highest = id_range
+    if lowest < 0 or highest >= len(tokenizer):
+        return (
+            f"{directory} holds token ids from {lowest} to {highest}, the tokenizer {tokenizer.name_or_path} has "
+            f"{len(tokenizer)} words"
         )
     return None
 

@@ -19,9 +19,10 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
 from retromae_jax.data.groups import TrainingGroups
+from retromae_jax.data.prepared import TokenizedTexts, is_prepared, load_prepared
 from retromae_jax.data.retrieval import PassageTexts, load_collection, read_negatives
 from retromae_jax.data.teacher_scores import MISSING, TeacherScores, read_teacher_scores, with_scores
-from retromae_jax.data.tokenization import encode_batch, load_tokenizer
+from retromae_jax.data.tokenization import add_special_tokens, encode_batch, load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say
@@ -66,6 +67,11 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
     )
     mesh = parallel.data_mesh()
     data = load(config)
+    if isinstance(data.passages, TokenizedTexts):
+        encode = add_special_tokens
+        checks.fit(checks.ids_in_vocabulary(str(data.passages.directory), data.passages.id_range(), tokenizer))
+    else:
+        encode = encode_batch
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
     objective = finetuning_objective(config).from_config(config, bert, computation)
     graph, shapes = parameters.structure(objective.model)
@@ -94,7 +100,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
             "query": [data.queries[query] for query in queries],
             "passage": [data.passages[int(passage)] for passage in drawn.flat],
         }
-        tokens = {kind: encode_batch(tokenizer, texts[kind], length) for kind, length in max_lengths.items()}
+        tokens = {kind: encode(tokenizer, texts[kind], length) for kind, length in max_lengths.items()}
         longest = np.array([[token_ids.shape[1] for token_ids, _ in tokens.values()]] * jax.local_device_count())
         return arrays, tokens, longest_of_all(parallel.place_batch(mesh, {"longest": longest})["longest"])
 
@@ -143,16 +149,16 @@ class Data(NamedTuple):
     """What is trained on.
 
     Attributes:
-        queries: texts of the queries that have relevant passages.
+        queries: texts of the queries that have relevant passages; token ids, if the passages are token ids.
         trained: numbers of the queries to train on.
         passages: texts of all passages.
         groups: draws each query's passages.
         teacher_scores: of queries and passages; None without distillation.
     """
 
-    queries: list[str]
+    queries: list[str] | list[np.ndarray]
     trained: np.ndarray
-    passages: PassageTexts
+    passages: PassageTexts | TokenizedTexts
     groups: TrainingGroups
     teacher_scores: TeacherScores | None
 
@@ -163,7 +169,8 @@ def load(config: ConfigDict) -> Data:
     Raises:
         InputError: if a file is missing or broken, or they do not belong together.
     """
-    collection = load_collection(config.collection, config.split)
+    read = load_prepared if is_prepared(config.collection) else load_collection
+    collection = read(config.collection, config.split)
     passages = collection.passages
     judged = dict(zip(collection.queries, collection.relevant_passages(), strict=True))
     query_ids = [query for query, relevant in judged.items() if len(relevant)]

@@ -25,6 +25,8 @@ from configs import (
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
+from retromae_jax.data.retrieval import load_collection
+from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import Computation
@@ -337,6 +339,31 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
         finetune(recipe("never", group_size=1, missing_scores="drop", matryoshka_dims=(33,), distillation_loss="kl"))
     assert "matryoshka_dims 33 is not a number between 1 and the model's hidden_size 32" in str(error.value)
     assert "group_size 1 is too small to learn from teacher_scores" in str(error.value)
+
+
+def test_fine_tuning_on_prepared_token_ids_is_that_on_their_texts(pretrained, tmp_path):
+    """Of a collection as the original code's preprocess.py leaves it: token ids without special tokens."""
+    steps = {"init": str(pretrained), "num_steps": 2, "log_every": 1, "checkpoint_every": 2, "group_size": 1}
+    finetune(tiny("msmarco", workdir=str(tmp_path / "texts"), titles=False, **steps))
+
+    tokenizer = load_tokenizer("build/demo/checkpoint")
+    collection = load_collection("build/demo/collection", "train")
+    passages = dict(zip(collection.passages.ids.to_pylist(), collection.passages.texts(False), strict=True))
+    for name, texts in (("corpus", passages), ("train_query", collection.queries)):
+        ids = tokenizer(list(texts.values()), add_special_tokens=False)["input_ids"]
+        Dataset.from_dict({"id": list(texts), "input_ids": ids}).save_to_disk(tmp_path / name)
+        mapping = "".join(f"{key}\t{row}\n" for row, key in enumerate(texts))
+        (tmp_path / name / "mapping_id.txt").write_text(mapping)
+    judged = [f"{query}\t{passage}\n" for query, grades in collection.qrels.items() for passage in grades]
+    (tmp_path / "train_qrels.txt").write_text("".join(judged))
+    finetune(tiny("msmarco", workdir=str(tmp_path / "ids"), **steps | {"collection": str(tmp_path)}))
+    assert metrics_of(tmp_path / "ids") == metrics_of(tmp_path / "texts")
+
+    Dataset.from_dict({"input_ids": [[40000]] * len(passages)}).save_to_disk(tmp_path / "corpus")
+    mapping = "".join(f"{key}\t{row}\n" for row, key in enumerate(passages))
+    (tmp_path / "corpus" / "mapping_id.txt").write_text(mapping)
+    with pytest.raises(InputError, match="holds token ids from 40000 to 40000"):
+        finetune(tiny("msmarco", workdir=str(tmp_path / "never"), **steps | {"collection": str(tmp_path)}))
 
 
 def test_a_run_without_checkpoints_says_so(pretrained, tmp_path):
