@@ -4,6 +4,7 @@ from datasets import Dataset
 
 from retromae_jax.data.prepared import is_prepared, load_prepared
 from retromae_jax.data.retrieval import read_negatives
+from retromae_jax.data.tokenization import add_special_tokens, encode_batch, load_tokenizer
 from retromae_jax.errors import InputError
 
 PASSAGES = {"d7": [5, 6], "d2": [7], "d5": [8, 9, 10]}
@@ -36,6 +37,16 @@ def test_token_ids_take_the_place_of_texts(prepared):
     (prepared / "negatives.txt").write_text("q1\td2,d5\n")
     negatives = read_negatives([prepared / "negatives.txt"], list(collection.queries), collection.passages, 9)
     assert negatives[1].tolist() == [1, 2]
+
+
+def test_token_ids_become_what_their_text_becomes(minilm_directory):
+    tokenizer = load_tokenizer(str(minilm_directory))
+    texts = ["a compact encoder", "retrieval-oriented language models and their pretraining", "cats"]
+    token_ids = [np.array(ids, np.int32) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    for length in (5, 32):
+        expected, found = encode_batch(tokenizer, texts, length), add_special_tokens(tokenizer, token_ids, length)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_rows_are_found_by_the_mapping(prepared):

@@ -321,17 +321,13 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
         steps = {"num_steps": 2, "log_every": 1, "checkpoint_every": 2}
         return tiny("msmarco_distill", init=str(pretrained), workdir=str(tmp_path / name), **steps, **changes)
 
-    finetune(recipe("plain"))
-    plain = metrics_of(tmp_path / "plain")
-    assert len(plain) == 2
-    for line in plain:
-        assert line["distillation_loss"] > 0
-        assert line["loss"] == pytest.approx(line["distillation_loss"] + 0.2 * line["contrastive_loss"], rel=1e-5)
-    # The other options reach the step.
     options = {"gradient_cache_chunk": 1, "matryoshka_dims": (32, 8), "distillation_loss": "kl_batchmean"}
-    finetune(recipe("options", contrastive_weight=0.0, mask_false_negatives=False, **options))
-    for line in metrics_of(tmp_path / "options"):
-        assert line["loss"] == line["distillation_loss"] > 0
+    finetune(recipe("run", contrastive_weight=0.5, **options))
+    lines = metrics_of(tmp_path / "run")
+    assert len(lines) == 2
+    for line in lines:
+        assert line["distillation_loss"] > 0
+        assert line["loss"] == pytest.approx(line["distillation_loss"] + 0.5 * line["contrastive_loss"], rel=1e-5)
     # A group of 8 has random passages, which nobody scored.
     with pytest.raises(InputError, match=r"teacher_scores: .* random passages .* set --config\.missing_scores"):
         finetune(recipe("never", group_size=8))
@@ -341,6 +337,7 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
     assert "group_size 1 is too small to learn from teacher_scores" in str(error.value)
 
 
+@pytest.mark.long
 def test_fine_tuning_on_prepared_token_ids_is_that_on_their_texts(pretrained, tmp_path):
     """Of a collection as the original code's preprocess.py leaves it: token ids without special tokens."""
     steps = {"init": str(pretrained), "num_steps": 2, "log_every": 1, "checkpoint_every": 2, "group_size": 1}
