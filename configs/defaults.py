@@ -116,7 +116,8 @@ FINETUNING = {
     "titles": (True, "put a passage's title, where it has one, before its text, as eval.msmarco does"),
     "collection": (
         "",
-        "BEIR directory, or directory with MS MARCO's collection.tsv, queries and qrels files",
+        "BEIR directory, directory with MS MARCO's collection.tsv, queries and qrels files, or with what the original "
+        "code prepared of them; train.convert makes one of jsonl examples",
     ),
     "split": ("train", "which qrels of the collection to learn from"),
     "negatives": ((), "files of hard negatives, lines `query-id TAB passage-id,passage-id,...`"),
@@ -137,6 +138,36 @@ FINETUNING = {
     "pooling": ("cls", "sentence embedding: `cls` or `mean`"),
     "normalize": (False, "scale embeddings to length 1 (cosine similarity)"),
     "temperature": (1.0, "scores are divided by this before the softmax"),
+    "mask_false_negatives": (
+        True,
+        "keep passages that are relevant to a query, but came into the batch for another, out of its softmax; the "
+        "original code takes them as negatives",
+    ),
+    "gradient_cache_chunk": (
+        0,
+        "gradient caching: texts that a device encodes at once; 0 for all. Results are the same, memory grows with the "
+        "chunk instead of the batch, and texts are encoded twice",
+    ),
+    "matryoshka_dims": (
+        (),
+        "the loss is the mean over the embeddings' first dimensions of these numbers, for example (768,256,64); empty "
+        "takes whole embeddings",
+    ),
+    # Distillation.
+    "teacher_scores": (
+        (),
+        "files with a cross-encoder's scores to distill from, lines `query-id passage-id score`; empty for none",
+    ),
+    "missing_scores": (
+        "error",
+        "passages without a teacher's score: `error`, `drop_passage` or `drop_query`",
+    ),
+    "distillation_loss": (
+        "kl_elementwise_mean",
+        "average over a batch: `kl_elementwise_mean`, over queries and their passages as in the original code, or "
+        "`kl_batchmean`, over queries, which is group_size times as much",
+    ),
+    "contrastive_weight": (0.2, "with teacher_scores: weight of the contrastive loss beside the distillation loss"),
 }
 
 RERANKING = {

@@ -11,7 +11,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.measure import QUERY_MAX_LENGTH, add_encoder_arguments, argument_parser, open_evaluation, report
+from eval.measure import (
+    QUERY_MAX_LENGTH,
+    add_encoder_arguments,
+    argument_parser,
+    open_evaluation,
+    positive,
+    report,
+)
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.encoder import Encoder
@@ -25,6 +32,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--model", required=True, help="Hugging Face directory or Hub name, or run directory")
     add_encoder_arguments(parser)
+    parser.add_argument(
+        "--dimension",
+        type=positive,
+        help="keep so many of an embedding's dimensions, the first ones, for models trained with matryoshka_dims "
+        "(default: all)",
+    )
     hosts.add_flags(parser)
     return parser.parse_args(argv)
 
@@ -41,7 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     collection, output = open_evaluation(arguments, system)
     hosts.check_shared(output, "--output")
     encoder = Encoder.from_pretrained(
-        arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
+        arguments.model, arguments.pooling, arguments.normalize, arguments.compute_dtype, arguments.dimension
     )
     query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
     passage_max_length = arguments.passage_max_length or encoder.max_length
@@ -68,6 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
         "title_separator": arguments.title_separator,
         "pooling": arguments.pooling,
         "normalize": arguments.normalize,
+        "dimension": encoder.dimension,
         "batch_size": arguments.batch_size,
         "compute_dtype": arguments.compute_dtype,
     }

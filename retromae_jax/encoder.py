@@ -13,7 +13,7 @@ from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings, pool
+from retromae_jax.models.pooling import EncoderSettings, pool, truncate
 from retromae_jax.objectives.contrastive import Model
 from retromae_jax.rows import Rows
 
@@ -30,6 +30,11 @@ class Encoder:
         tokenizer: the encoder's.
         settings: pooling, normalization and longest text.
         compute_dtype: of activations, float32 or bfloat16.
+        dimension: how many of an embedding's dimensions are kept, the first ones; None keeps all. For models that were
+            trained with `matryoshka_dims`.
+
+    Raises:
+        InputError: if an embedding has not so many dimensions.
     """
 
     def __init__(
@@ -39,8 +44,12 @@ class Encoder:
         tokenizer: "PreTrainedTokenizerBase",
         settings: EncoderSettings,
         compute_dtype: str = "float32",
+        dimension: int | None = None,
     ):
+        if dimension is not None and not 1 <= dimension <= config.hidden_size:
+            raise InputError(f"dimension {dimension} is not between 1 and the model's hidden_size {config.hidden_size}")
         self.config, self.tokenizer, self.settings = config, tokenizer, settings
+        self._dimension = dimension or config.hidden_size
         self.mesh = parallel.local_mesh()
         self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
         computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
@@ -51,7 +60,8 @@ class Encoder:
             rows = Rows.of(texts, seed=0)
             with parallel.full_precision(computation.dtype):
                 hidden_BxLxD = parameters.bind(graph, weights).bert(rows)
-            return pool(hidden_BxLxD, rows.is_token_RxL, settings.pooling, settings.normalize)
+            sentence_BxD = pool(hidden_BxLxD, rows.is_token_RxL, settings.pooling, settings.normalize)
+            return truncate(sentence_BxD, self.dimension, settings.normalize)
 
         self._embed = jax.jit(embed)
 
@@ -62,6 +72,7 @@ class Encoder:
         pooling: str | None = None,
         normalize: bool | None = None,
         compute_dtype: str = "float32",
+        dimension: int | None = None,
     ) -> "Encoder":
         """Opens a Hugging Face directory, a Hub name or a run directory.
 
@@ -70,9 +81,10 @@ class Encoder:
             pooling: `cls` or `mean`; None takes the model's own.
             normalize: whether embeddings have length 1; None takes the model's own.
             compute_dtype: of activations, float32 or bfloat16.
+            dimension: how many of an embedding's dimensions are kept; None keeps all.
 
         Raises:
-            InputError: if there is no such model, or some of its weights are missing.
+            InputError: if there is no such model, some of its weights are missing, or it has fewer dimensions.
         """
         source = open_model(name_or_directory)
         changes = {"pooling": pooling, "normalize": normalize}
@@ -81,12 +93,12 @@ class Encoder:
         weights, report = source.parameters(shapes)
         if report.fresh:
             raise InputError(f"{source.directory}: the encoder's weights are incomplete: {', '.join(report.fresh)}")
-        return cls(source.config, weights, load_tokenizer(str(source.tokenizer)), settings, compute_dtype)
+        return cls(source.config, weights, load_tokenizer(str(source.tokenizer)), settings, compute_dtype, dimension)
 
     @property
     def dimension(self) -> int:
         """Width of an embedding."""
-        return self.config.hidden_size
+        return self._dimension
 
     @property
     def max_length(self) -> int:

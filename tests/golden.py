@@ -3,7 +3,7 @@
 Such a directory holds a small model's weights, a fixed batch, and the losses, outputs and gradients that the
 published definitions of the objectives give for them. One JSON object is printed: for each objective its losses and
 the largest relative error of its gradients, and under `encoder_outputs` the largest differences of hidden states
-and logits.
+and logits. For the bi-encoders, there are the largest differences of their embeddings.
 """
 
 import argparse
@@ -19,15 +19,20 @@ from retromae_jax.checkpoints import huggingface
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.pooling import EncoderSettings, pool
 from retromae_jax.objectives.cocondenser import CoCondenser
 from retromae_jax.objectives.condenser import Condenser
+from retromae_jax.objectives.contrastive import Embedded
+from retromae_jax.objectives.distillation import BATCHMEAN, Distillation, kl_divergence
 from retromae_jax.objectives.dupmae import DupMAE
 from retromae_jax.objectives.masked_lm import MaskedLM, MaskedTexts
 from retromae_jax.objectives.prediction import IGNORED
 from retromae_jax.objectives.retromae import Inputs, RetroMAE
 from retromae_jax.rows import Rows
+from tests.texts import rows
 
-CASES = ("encoder_outputs", "retromae", "dupmae", "condenser", "cocondenser")
+BIENCODERS = ("biencoder_cls_dot", "biencoder_mean_cos")
+CASES = ("encoder_outputs", "retromae", "dupmae", "condenser", "cocondenser", *BIENCODERS)
 
 
 class GoldenCase:
@@ -92,6 +97,43 @@ class GoldenCase:
     def cocondenser(self) -> dict[str, float]:
         """Losses."""
         return self.losses(self.condenser_objective(CoCondenser), self.masked_inputs())
+
+    def biencoder_cls_dot(self) -> dict[str, float]:
+        """Losses, and the largest absolute differences of embeddings."""
+        return self.biencoder("biencoder_cls_dot")
+
+    def biencoder_mean_cos(self) -> dict[str, float]:
+        """As `biencoder_cls_dot`."""
+        return self.biencoder("biencoder_mean_cos")
+
+    def biencoder(self, name: str) -> dict[str, float]:
+        expected, batch = self.expected[name], self.arrays("biencoder_batch.npz")
+        temperature = expected["temperature"]
+        settings = EncoderSettings(expected["pooling"], expected["normalized"], self.config.max_length)
+        objective = Distillation(self.config, settings, temperature=temperature, contrastive_weight=0.2)
+        graph, weights = self.load(objective.model)
+        model = parameters.bind(graph, weights)
+
+        def embed(kind: str) -> jax.Array:
+            texts = rows(batch[f"{kind}_ids"], batch[f"{kind}_mask"].sum(axis=1))
+            return pool(model.bert(texts), texts.is_token_RxL, settings.pooling, settings.normalize)
+
+        queries, passages = embed("query"), embed("passage")
+        own = passages.reshape(len(queries), -1, passages.shape[1])
+        positives = jnp.arange(len(queries)) * own.shape[1]
+        embedded = Embedded(queries, own, passages, positives)
+        _, metrics = objective.losses(embedded, {"teacher_scores": jnp.asarray(batch["teacher_scores"])})
+        student = jnp.einsum("QD,QGD->QG", queries, own)
+        batchmean = kl_divergence(student, jnp.asarray(batch["teacher_scores"]), temperature, BATCHMEAN)
+        stored = self.arrays(f"{name}_reps.npz")
+        return {
+            "contrastive_loss": float(metrics["contrastive_loss"]),
+            "distill_loss_with_contrastive_weight_0_2": float(metrics["loss"]),
+            "kl_elementwise_mean": float(metrics["distillation_loss"]),
+            "kl_batchmean": float(batchmean),
+            "q_reps_error": float(np.max(np.abs(queries - stored["q_reps"]))),
+            "p_reps_error": float(np.max(np.abs(passages - stored["p_reps"]))),
+        }
 
     def condenser_objective(self, kind: type[Condenser]) -> Condenser:
         sizes = self.expected["condenser"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.golden import GoldenCase
+from tests.golden import BIENCODERS, CASES, GoldenCase
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +26,17 @@ def test_losses_and_gradients(case, objective):
     # There are stored gradients for RetroMAE and DupMAE.
     assert ("gradients_error" in found) == (objective in ("retromae", "dupmae"))
     assert found.get("gradients_error", 0) < 1e-4
+
+
+@pytest.mark.parametrize("name", BIENCODERS)
+def test_embeddings_contrastive_loss_and_distillation(case, name):
+    found, expected = getattr(case, name)(), case.expected[name]
+    losses = expected.keys() - {"pooling", "normalized", "temperature"}
+    assert losses == {name for name in found if not name.endswith("error")}
+    for loss in losses:
+        assert found[loss] == pytest.approx(expected[loss], rel=1e-4), loss
+    assert found["q_reps_error"] < 1e-4 and found["p_reps_error"] < 1e-4
+
+
+def test_every_stored_case_is_compared(case):
+    assert case.expected.keys() <= set(CASES)

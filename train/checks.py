@@ -121,16 +121,22 @@ def same_vocabulary(directory: str, blocks: TokenBlocks, tokenizer: "PreTrainedT
     Blocks of other making than `train.prepare`'s do not say; their ids must at least be in the vocabulary.
     """
     if not blocks.settings:
-        lowest, highest = blocks.id_range()
-        if lowest < 0 or highest >= len(tokenizer):
-            return (
-                f"{directory} holds token ids from {lowest} to {highest}, the tokenizer {tokenizer.name_or_path} has "
-                f"{len(tokenizer)} words"
-            )
+        return ids_in_vocabulary(directory, blocks.id_range(), tokenizer)
     if blocks.settings.get("tokenizer_fingerprint", fingerprint(tokenizer)) != fingerprint(tokenizer):
         return (
             f"{directory} was made with the tokenizer {blocks.settings.get('tokenizer')}, whose vocabulary is not that "
             f"of {tokenizer.name_or_path}; prepare the text again"
+        )
+    return None
+
+
+def ids_in_vocabulary(directory: str, id_range: tuple[int, int], tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """A problem if token ids that were made elsewhere are not in the vocabulary."""
+    lowest, highest = id_range
+    if lowest < 0 or highest >= len(tokenizer):
+        return (
+            f"{directory} holds token ids from {lowest} to {highest}, the tokenizer {tokenizer.name_or_path} has "
+            f"{len(tokenizer)} words"
         )
     return None
 
@@ -146,6 +152,21 @@ def positions(key: str, length: int, bert: BertConfig, shortest: int = 3) -> str
     """A problem if texts may be longer than the model has positions, or must be shorter than makes sense."""
     if not shortest <= length <= bert.max_length:
         return f"{key} {length} is not between {shortest} and the model's {bert.max_length} positions"
+    return None
+
+
+def distillation(config: ConfigDict) -> str | None:
+    """A problem if there is nothing to learn from teacher scores: a query's passages are compared with each other."""
+    if config.teacher_scores and config.group_size < 2:
+        return f"group_size {config.group_size} is too small to learn from teacher_scores; take 2 or more"
+    return None
+
+
+def dimensions(key: str, values: Collection[int | str], bert: BertConfig) -> str | None:
+    """A problem if embeddings have not so many dimensions."""
+    wrong = [value for value in values if not str(value).isdecimal() or not 1 <= int(value) <= bert.hidden_size]
+    if wrong:
+        return f"{key} {wrong[0]!r} is not a number between 1 and the model's hidden_size {bert.hidden_size}"
     return None
 
 

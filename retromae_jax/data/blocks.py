@@ -212,11 +212,66 @@ def write_description(directory: Path, files: Sequence[str], fingerprint: str, s
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-class TokenBlocks:
+class TokenLists(Sequence[np.ndarray]):
+    """Lists of token ids on disk: a column of a saved Hugging Face dataset, memory-mapped.
+
+    Args:
+        directory: where it was saved; of a DatasetDict the split `train` is read.
+        column: of integer lists.
+        remedy: what makes a directory that is fit, for messages.
+
+    Attributes:
+        lengths: tokens of each list, int32 [N].
+
+    Raises:
+        InputError: if there is no such dataset, it has no such column, or it is empty.
+    """
+
+    def __init__(self, directory: Path, column: str, remedy: str):
+        self.directory = directory
+        dataset = load_saved_dataset(directory)
+        if column not in dataset.column_names:
+            raise InputError(
+                f"{directory}: no column {column!r}, but {', '.join(map(repr, dataset.column_names)) or 'none'}; "
+                f"{remedy}"
+            )
+        lists = dataset.data.column(column)
+        if not _is_list_of_integers(lists.type):
+            raise InputError(f"{directory}: column {column!r} holds {lists.type}, not lists of integers")
+        if len(lists) == 0:
+            raise InputError(f"{directory}: no rows; {remedy}")
+        chunks = [chunk for chunk in lists.chunks if len(chunk)]
+        if any(chunk.null_count or chunk.values.null_count for chunk in chunks):
+            raise InputError(f"{directory}: column {column!r} has nulls; {remedy}")
+        # Views on the mapped files: no list is read before it is used.
+        self._token_ids = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._offsets = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._first_rows = np.cumsum([0] + [len(chunk) for chunk in chunks]).tolist()
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Token ids of a list, without special tokens: an integer view, read-only."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        chunk = bisect.bisect_right(self._first_rows, index) - 1
+        offsets, row = self._offsets[chunk], index - self._first_rows[chunk]
+        return self._token_ids[chunk][offsets[row] : offsets[row + 1]]
+
+    def id_range(self) -> tuple[int, int]:
+        """The lowest and the highest token id; reads all lists."""
+        chunks = [ids[offsets[0] : offsets[-1]] for ids, offsets in zip(self._token_ids, self._offsets, strict=True)]
+        chunks = [ids for ids in chunks if len(ids)] or [np.zeros(1, np.int32)]
+        return min(int(ids.min()) for ids in chunks), max(int(ids.max()) for ids in chunks)
+
+
+class TokenBlocks(TokenLists):
     """The blocks of a directory that `train.prepare` or the original RetroMAE code made, memory-mapped.
 
-    Any saved Hugging Face dataset with a column `token_ids` of integer lists will do; of a DatasetDict the
-    split `train` is read.
+    Any saved Hugging Face dataset with a column `token_ids` of integer lists will do.
 
     Attributes:
         directory: where they are.
@@ -232,51 +287,17 @@ class TokenBlocks:
     unit, texts_per_item = "blocks", 1
 
     def __init__(self, directory: str | Path):
-        self.directory = directory = Path(directory).expanduser()
+        directory = Path(directory).expanduser()
         if not directory.is_dir():
             unfinished = partial_directory(directory).is_dir()
             raise InputError(
                 f"{directory}: token blocks {'are not finished' if unfinished else 'do not exist'}; "
                 "make them with: python -m train.prepare --config ..."
             )
-        dataset = load_saved_dataset(directory)
-        if COLUMN not in dataset.column_names:
-            raise InputError(
-                f"{directory}: no column {COLUMN!r}, but {', '.join(map(repr, dataset.column_names)) or 'none'}; "
-                "make token blocks of it with: python -m train.prepare --config ..."
-            )
-        column = dataset.data.column(COLUMN)
-        if not _is_list_of_integers(column.type):
-            raise InputError(f"{directory}: column {COLUMN!r} holds {column.type}, not lists of integers")
-        if len(column) == 0:
-            raise InputError(f"{directory}: no blocks; make it again with python -m train.prepare --config ...")
-        chunks = [chunk for chunk in column.chunks if len(chunk)]
-        if any(chunk.null_count or chunk.values.null_count for chunk in chunks):
-            raise InputError(f"{directory}: column {COLUMN!r} has nulls; make it again")
-        # Views on the mapped files: no block is read before it is used.
-        self._token_ids = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._offsets = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._first_rows = np.cumsum([0] + [len(chunk) for chunk in chunks]).tolist()
-        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
+        super().__init__(directory, COLUMN, "make token blocks with: python -m train.prepare --config ...")
         self.settings = _read_settings(directory / DESCRIPTION)
-        self._documents = dataset.data.column(DOCUMENT) if DOCUMENT in dataset.column_names else None
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Token ids of a block, without special tokens: an integer view, read-only."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"block {index} of {len(self)}")
-        chunk = bisect.bisect_right(self._first_rows, index) - 1
-        offsets, row = self._offsets[chunk], index - self._first_rows[chunk]
-        return self._token_ids[chunk][offsets[row] : offsets[row + 1]]
-
-    def id_range(self) -> tuple[int, int]:
-        """The lowest and the highest token id; reads all blocks."""
-        chunks = [ids[offsets[0] : offsets[-1]] for ids, offsets in zip(self._token_ids, self._offsets, strict=True)]
-        chunks = [ids for ids in chunks if len(ids)] or [np.zeros(1, np.int32)]
-        return min(int(ids.min()) for ids in chunks), max(int(ids.max()) for ids in chunks)
+        columns = self._dataset.column_names
+        self._documents = self._dataset.data.column(DOCUMENT) if DOCUMENT in columns else None
 
     def documents(self) -> np.ndarray:
         """The number of the document that each block is of, integers [N].

@@ -162,8 +162,7 @@ class Passages(Sequence[Passage]):
 
     def indices(self, ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Where the passages with these ids stand, int64; -1 for an unknown id. One call for many ids is fastest."""
-        found = pc.index_in(pa.array(ids, pa.large_string()), value_set=self.ids)
-        return found.fill_null(-1).to_numpy().astype(np.int64)
+        return indices_of(self.ids, ids)
 
     def texts(self, titles: bool = True, separator: str = " ") -> "PassageTexts":
         """The passages as the texts that are indexed.
@@ -219,6 +218,12 @@ class PassageTexts(Sequence[str]):
         if not self._titles:
             return text
         return f"{title}{self._separator}{text}" if title and text else title or text
+
+
+def indices_of(known: pa.LargeStringArray, ids: Sequence[str] | pa.Array) -> np.ndarray:
+    """Where ids stand among known ones, int64; -1 for an unknown id."""
+    found = pc.index_in(pa.array(ids, pa.large_string()), value_set=known)
+    return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def load_passages(directory: str | Path) -> Passages:

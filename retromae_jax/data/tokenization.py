@@ -69,10 +69,22 @@ def encode_batch(
     Returns:
         int32 [B, longest], padded; and the lengths, int32 [B].
     """
-    # The library's own truncation is a setting that stays switched on, so texts are cut here.
     encoded = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
+    return _padded(encoded, max_length, tokenizer.pad_token_id)
+
+
+def add_special_tokens(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[np.ndarray], max_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `encode_batch`, for texts that are token ids without special tokens already."""
+    first, last = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    return _padded([np.concatenate([first, ids, last]) for ids in texts], max_length, tokenizer.pad_token_id)
+
+
+def _padded(encoded: Sequence[Sequence[int]], max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    # The library's own truncation is a setting that stays switched on, so texts are cut here.
     lengths = np.array([min(len(ids), max_length) for ids in encoded], np.int32)
-    token_ids = np.full((len(encoded), lengths.max(initial=0)), tokenizer.pad_token_id, np.int32)
+    token_ids = np.full((len(encoded), lengths.max(initial=0)), pad_id, np.int32)
     for row, ids, length in zip(token_ids, encoded, lengths, strict=True):
         row[: length - 1] = ids[: length - 1]
         row[length - 1] = ids[-1]

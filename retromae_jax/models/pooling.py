@@ -39,6 +39,16 @@ def pool(hidden_BxLxD: jax.Array, visible_BxL: jax.Array, pooling: str, normaliz
         sentence_BxD = jnp.sum(hidden_BxLxD * weights_BxLx1, axis=1) / jnp.sum(weights_BxLx1, axis=1)
     else:
         raise InputError(f"pooling {pooling!r} is unknown; known are {', '.join(POOLINGS)}")
-    if normalize:
-        sentence_BxD = sentence_BxD / jnp.maximum(jnp.linalg.norm(sentence_BxD, axis=-1, keepdims=True), 1e-12)
-    return sentence_BxD
+    return _normalized(sentence_BxD) if normalize else sentence_BxD
+
+
+def truncate(sentence_BxD: jax.Array, dimension: int, normalize: bool) -> jax.Array:
+    """The first dimensions of sentence embeddings, [..., D] -> [..., dimension]; of length 1 again with `normalize`."""
+    if dimension == sentence_BxD.shape[-1]:
+        return sentence_BxD
+    sentence_BxD = sentence_BxD[..., :dimension]
+    return _normalized(sentence_BxD) if normalize else sentence_BxD
+
+
+def _normalized(sentence_BxD: jax.Array) -> jax.Array:
+    return sentence_BxD / jnp.maximum(jnp.linalg.norm(sentence_BxD, axis=-1, keepdims=True), 1e-12)

@@ -1,7 +1,11 @@
 """Training objectives, one file each."""
 
+from typing import Any
+
 from retromae_jax.objectives.cocondenser import CoCondenser
 from retromae_jax.objectives.condenser import Condenser
+from retromae_jax.objectives.contrastive import Contrastive
+from retromae_jax.objectives.distillation import Distillation
 from retromae_jax.objectives.dupmae import DupMAE
 from retromae_jax.objectives.masked_lm import MaskedLM
 from retromae_jax.objectives.retromae import RetroMAE
@@ -14,3 +18,8 @@ OBJECTIVES = {
     "condenser": Condenser,
     "cocondenser": CoCondenser,
 }
+
+
+def finetuning_objective(config: Any) -> type[Contrastive]:
+    """The fine-tuning objective of a recipe's config: distillation where there are teacher scores."""
+    return Distillation if config.teacher_scores else Contrastive

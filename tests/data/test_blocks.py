@@ -227,7 +227,7 @@ def test_blocks_are_views_on_the_file(tmp_path):
     assert not blocks[0].flags.owndata
     assert not blocks[0].flags.writeable
     assert np.shares_memory(blocks[0], blocks[0])
-    with pytest.raises(IndexError, match="block 5 of 5"):
+    with pytest.raises(IndexError, match="row 5 of 5"):
         blocks[5]
     with pytest.raises(IndexError):
         blocks[-1]
@@ -267,7 +267,7 @@ def test_no_dataset(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no saved Hugging Face dataset"):
         TokenBlocks(tmp_path / "empty")
-    with pytest.raises(InputError, match="no blocks"):
+    with pytest.raises(InputError, match="no rows"):
         TokenBlocks(save(tmp_path / "no_blocks", [[]]))
     (save(tmp_path / "damaged", SHARDS) / "prepare.json").write_text("{")
     with pytest.raises(InputError, match=r"prepare\.json: damaged"):

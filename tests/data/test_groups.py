@@ -39,6 +39,15 @@ def test_a_group_is_a_function_of_seed_epoch_and_query():
     assert any(not np.array_equal(groups(seed=1).group(*pair), group) for pair, group in zip(order, drawn, strict=True))
 
 
+def test_a_relevant_passage_that_is_not_learned_from_is_no_negative():
+    few = groups(positives=[[0], [2], [3]], relevant=[[0, 11], [2], [3]], num_passages=14, negatives={0: [10, 11, 12]})
+    for epoch in range(20):
+        group = few.group(0, epoch)
+        assert group[0] == 0 and set(group) >= {10, 12} and 11 not in group
+    np.testing.assert_array_equal(few.relevant_to([2, 0]), [[3, -1], [0, 11]])
+    assert few.relevant_to([2]).shape == (1, 2)  # the same width for all queries
+
+
 def test_a_group_of_one_is_the_positive():
     assert groups(group_size=1).group(1, 0).tolist() == [2]
 

@@ -35,8 +35,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         dimension, max_length = len(VOCABULARY), 24
 
         @classmethod
-        def from_pretrained(cls, model, pooling=None, normalize=None, compute_dtype="float32"):
-            calls.append(("model", model, pooling, normalize, compute_dtype))
+        def from_pretrained(cls, model, pooling=None, normalize=None, compute_dtype="float32", dimension=None):
+            calls.append(("model", model, pooling, normalize, compute_dtype, dimension))
             return cls()
 
     def encode(encoder, texts, max_length, batch_size, task, directory):
@@ -93,7 +93,7 @@ def test_titles_and_defaults(collection, calls, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(f"--model models/mine --collection {collection}".split())
     assert calls == [
-        ("model", "models/mine", None, None, "float32"),
+        ("model", "models/mine", None, None, "float32", None),
         ("queries", ["cats purr", "apples fall fruit"], 24, 64),
         (
             "passages",
@@ -112,10 +112,10 @@ def test_titles_and_defaults(collection, calls, tmp_path, capsys, monkeypatch):
 def test_settings_reach_the_encoder(collection, calls, tmp_path):
     arguments = (
         "--query-max-length 5 --passage-max-length 7 --batch-size 3 --compute-dtype bfloat16 --pooling mean "
-        "--no-normalize --title-separator [SEP]"
+        "--no-normalize --title-separator [SEP] --dimension 6"
     )
     main(f"--model m --collection {collection} --output {tmp_path / 'o'} {arguments}".split())
-    assert calls[0] == ("model", "m", "mean", False, "bfloat16")
+    assert calls[0] == ("model", "m", "mean", False, "bfloat16", 6)
     assert calls[1][2:] == (5, 3)
     assert calls[2][1][0] == "pets[SEP]cats purr"
     assert calls[2][2:] == (7, 3)
@@ -189,3 +189,14 @@ def test_real_encoder_finds_by_meaning(minilm_directory, tmp_path):
     scores = [float(line.split()[4]) for line in written.run]
     assert len(scores) == 9
     assert max(map(abs, scores)) <= 1.0 + 1e-6
+
+    # The first dimensions alone are other embeddings, again of length 1.
+    arguments = f"--model {minilm_directory} --collection {directory} --split test --batch-size 8 --output {output}"
+    main(f"{arguments} --dimension 64".split())
+    shortened = read(output)
+    assert shortened.metrics["settings"]["dimension"] == 64
+    assert shortened.metrics["metrics"]["MRR@10"] == 1.0
+    assert [float(line.split()[4]) for line in shortened.run] != scores
+    assert max(abs(float(line.split()[4])) for line in shortened.run) <= 1.0 + 1e-6
+    with pytest.raises(SystemExit):
+        main(f"{arguments} --dimension 385".split())

@@ -1,40 +1,22 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from retromae_jax import compiled, parallel
+from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings, pool
-from retromae_jax.objectives import contrastive
-from retromae_jax.objectives.contrastive import Contrastive, contrastive_loss
-from retromae_jax.training import finetuning_step, initial_state
-from tests.golden import GoldenCase
-from tests.texts import rows
+from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.pooling import EncoderSettings
+from retromae_jax.objectives.contrastive import Contrastive, Embedded, contrastive_loss, false_negatives
+from retromae_jax.objectives.distillation import Distillation
+from retromae_jax.training import finetuning_step
 
-CONFIG = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-
-
-@pytest.mark.parametrize("name, normalize", [("biencoder_cls_dot", False), ("biencoder_mean_cos", True)])
-def test_golden_vectors_and_losses(golden_directory, name, normalize):
-    case = GoldenCase(golden_directory)
-    expected = case.expected[name]
-    assert expected["normalized"] == normalize
-    graph, weights = case.load(lambda rngs: contrastive.Model(case.config, Computation(), rngs))
-    model = parameters.bind(graph, weights)
-    batch, vectors = case.arrays("biencoder_batch.npz"), case.arrays(f"{name}_reps.npz")
-
-    def embed(kind):
-        texts = rows(batch[f"{kind}_ids"], batch[f"{kind}_mask"].sum(axis=1))
-        return pool(model.bert(texts), texts.is_token_RxL, expected["pooling"], normalize)
-
-    queries, passages = embed("query"), embed("passage")
-    np.testing.assert_allclose(queries, vectors["q_reps"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(passages, vectors["p_reps"], rtol=1e-4, atol=1e-5)
-    group = len(passages) // len(queries)
-    loss, _ = contrastive_loss(queries, passages, jnp.arange(len(queries)) * group, expected["temperature"])
-    assert float(loss) == pytest.approx(expected["contrastive_loss"], rel=1e-4)
+CONFIG = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+QUERIES, GROUP, LENGTH = 16, 2, 7
 
 
 def test_accuracy_counts_positives_on_top():
@@ -46,32 +28,124 @@ def test_accuracy_counts_positives_on_top():
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_eight_devices_train_as_one():
-    """Passages of all devices are negatives, and gradients flow back through the gathering."""
-    queries, group, length = 16, 2, 7
+def test_false_negatives_are_relevant_passages_but_the_positive_of_the_batch():
+    relevant = jnp.array([[7, -1], [8, 9], [8, 9]])
+    # The second query is there twice, with another positive each; the first one's is the third one's negative, too.
+    passages, positives = jnp.array([7, 1, 8, 2, 9, 7]), jnp.array([0, 2, 4])
+    expected = [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]]
+    np.testing.assert_array_equal(false_negatives(relevant, passages, positives), np.array(expected, bool))
+
+
+def test_excluded_passages_are_as_if_they_were_not_there():
     generator = np.random.default_rng(0)
-    batch = {
+    queries, passages = (jnp.asarray(generator.normal(size=(count, 4)), jnp.float32) for count in (2, 5))
+    positives = jnp.array([0, 1])
+    excluded = jnp.zeros((2, 5), bool).at[:, 3].set(True)
+
+    def loss(passages, *excluded):
+        return contrastive_loss(queries, passages, positives, 0.5, *excluded)[0]
+
+    masked, gradients = jax.value_and_grad(loss)(passages, excluded)
+    without, expected = jax.value_and_grad(loss)(jnp.delete(passages, 3, axis=0))
+    assert float(masked) == pytest.approx(float(without), rel=1e-6)
+    np.testing.assert_array_equal(gradients[3], np.zeros(4))
+    np.testing.assert_allclose(jnp.delete(gradients, 3, axis=0), expected, rtol=1e-5)
+
+
+def test_matryoshka_loss_is_the_mean_over_nested_dimensions():
+    generator = np.random.default_rng(0)
+
+    def of_length_one(embeddings):
+        return jnp.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
+
+    queries, passages = (of_length_one(generator.normal(size=(count, 4)).astype(np.float32)) for count in (2, 4))
+    positives = jnp.array([0, 2])
+    expected = [
+        contrastive_loss(*(of_length_one(x[:, :dimension]) for x in (queries, passages)), positives, 0.1)
+        for dimension in (4, 2)
+    ]
+    objective = Contrastive(CONFIG, EncoderSettings("cls", True, 8), temperature=0.1, matryoshka_dims=("4", "2"))
+    embedded = Embedded(queries, passages.reshape(2, 2, 4), passages, positives)
+    loss, metrics = objective.nested_losses(embedded, {})
+    assert float(loss) == pytest.approx(np.mean([float(loss) for loss, _ in expected]), rel=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx(np.mean([float(accuracy) for _, accuracy in expected]))
+
+
+def random_batch(queries=QUERIES, group=GROUP, length=LENGTH):
+    generator = np.random.default_rng(0)
+    return {
         "query_ids": generator.integers(1, 50, (queries, 5)).astype(np.int32),
         "query_lengths": generator.integers(3, 6, queries).astype(np.int32),
         "passage_ids": generator.integers(1, 50, (queries * group, length)).astype(np.int32),
         "passage_lengths": generator.integers(3, length + 1, queries * group).astype(np.int32),
         "samples": np.arange(queries, dtype=np.uint32),
+        # Every second query has the positive of the one before it among its relevant passages.
+        "passages": np.arange(queries * group, dtype=np.int32),
+        "relevant": np.stack([np.arange(queries), np.arange(queries) // 2 * 2], axis=1).astype(np.int32) * group,
+        "teacher_scores": generator.normal(size=(queries, group)).astype(np.float32),
     }
-    objective = Contrastive(CONFIG, EncoderSettings("cls", True, length), 0.1, Computation())
-    graph, shapes = parameters.structure(objective.model)
-    optimizer = optax.sgd(0.5)  # proportional to the gradients, unlike Adam
-    results = {}
-    for devices in (1, 8):
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-        state = initial_state(objective.model, shapes, None, optimizer, 0, mesh)
-        step = finetuning_step(objective, graph, optimizer, seed=0, devices=jax.devices()[:devices])
-        split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
-        losses = []
-        for _ in range(3):
-            state, metrics = step(state, split)
-            losses.append(float(metrics["loss"]))
-        results[devices] = losses, {name: np.asarray(value) for name, value in state.parameters.items()}
-    np.testing.assert_allclose(results[1][0], results[8][0], rtol=1e-5)
-    assert results[1][0][2] < results[1][0][0]
-    for name, value in results[1][1].items():
-        np.testing.assert_allclose(value, results[8][1][name], atol=1e-5, err_msg=name)
+
+
+OPTIMIZER = optax.sgd(0.5)  # proportional to the gradients, unlike Adam
+
+
+@functools.cache
+def weights_of(config):
+    """Fresh parameters in host memory: a training step uses up what is on its devices."""
+    return jax.device_get(parameters.initialize(Contrastive(config, EncoderSettings("cls", True, 32)).model, seed=0))
+
+
+def step_of(objective, devices):
+    """A step on the first devices, and the state before it."""
+    graph, _ = parameters.structure(objective.model)
+    weights = weights_of(objective.config)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.DATA,))
+    state = TrainState(np.int32(0), weights, OPTIMIZER.init(weights))
+    step = finetuning_step(objective, graph, OPTIMIZER, seed=0, devices=jax.devices()[:devices])
+    return step, jax.device_put(state, parallel.replicated(mesh))
+
+
+@functools.cache
+def trained(devices, steps=3, **settings):
+    """Losses of some steps on one batch, and the parameters after them."""
+    objective = Distillation(CONFIG, EncoderSettings("cls", True, LENGTH), temperature=0.1, **settings)
+    step, state = step_of(objective, devices)
+    split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in random_batch().items()}
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, split)
+        losses.append(float(metrics["loss"]))
+    return losses, {name: np.asarray(value) for name, value in state.parameters.items()}
+
+
+@pytest.mark.parametrize("devices, chunk", [(1, 5), (8, 1)])
+def test_devices_and_chunks_change_nothing(devices, chunk):
+    """Passages of all devices are negatives, gradients flow back through the gathering, and dropout is the same.
+
+    On one device, chunks of 5 leave the queries in parts of 4, and the passages in parts of 5, the last filled up.
+    """
+    expected, found = trained(8), trained(devices, gradient_cache_chunk=chunk)
+    assert expected[0][2] < expected[0][0]
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(found[1][name], value, atol=1e-5, err_msg=name)
+
+
+def test_false_negatives_are_masked_by_default():
+    (masked, *_), _ = trained(8)
+    (original,), _ = trained(1, steps=1, mask_false_negatives=False)
+    assert masked < original - 0.001  # fewer passages in the sums
+
+
+def test_memory_grows_with_the_chunk_not_with_the_batch():
+    def memory(queries, chunk):
+        objective = Contrastive(
+            BertConfig(50, 32, 1, 2, 128), EncoderSettings("cls", True, 32), gradient_cache_chunk=chunk
+        )
+        step, state = step_of(objective, 1)
+        batch = {name: x[None] for name, x in random_batch(queries, length=32).items()}
+        return compiled.memory(step.lower(state, batch).compile()).temporaries
+
+    small, large, large_at_once = memory(32, 16), memory(128, 16), memory(128, 0)
+    assert large < 1.25 * small
+    assert large_at_once > 4 * large

@@ -18,12 +18,15 @@ from configs import (
     dupmae,
     masked_lm,
     msmarco,
+    msmarco_distill,
     msmarco_pretrain,
     wiki,
 )
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
+from retromae_jax.data.retrieval import load_collection
+from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import Computation
@@ -45,7 +48,8 @@ PRETRAINING = {
     condenser: "condenser_head, head",
     cocondenser: "condenser_head, head",
 }
-RECIPES = {recipe.__name__.split(".")[-1]: recipe for recipe in (*PRETRAINING, demo, msmarco, demo_finetune)}
+FINETUNING = (msmarco, msmarco_distill, demo_finetune)
+RECIPES = {recipe.__name__.split(".")[-1]: recipe for recipe in (*PRETRAINING, demo, *FINETUNING)}
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +314,53 @@ def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_pat
     from_export = encode_texts(Encoder.from_pretrained(str(tmp_path / "exported")), texts, 16)
     np.testing.assert_array_equal(from_run, from_export)
     assert not (tmp_path / "exported" / "masked_lm").exists()
+
+
+def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
+    def recipe(name, **changes):
+        steps = {"num_steps": 2, "log_every": 1, "checkpoint_every": 2}
+        return tiny("msmarco_distill", init=str(pretrained), workdir=str(tmp_path / name), **steps, **changes)
+
+    options = {"gradient_cache_chunk": 1, "matryoshka_dims": (32, 8), "distillation_loss": "kl_batchmean"}
+    finetune(recipe("run", contrastive_weight=0.5, **options))
+    lines = metrics_of(tmp_path / "run")
+    assert len(lines) == 2
+    for line in lines:
+        assert line["distillation_loss"] > 0
+        assert line["loss"] == pytest.approx(line["distillation_loss"] + 0.5 * line["contrastive_loss"], rel=1e-5)
+    # A group of 8 has random passages, which nobody scored.
+    with pytest.raises(InputError, match=r"teacher_scores: .* random passages .* set --config\.missing_scores"):
+        finetune(recipe("never", group_size=8))
+    with pytest.raises(InputError, match="4 problem") as error:
+        finetune(recipe("never", group_size=1, missing_scores="drop", matryoshka_dims=(33,), distillation_loss="kl"))
+    assert "matryoshka_dims 33 is not a number between 1 and the model's hidden_size 32" in str(error.value)
+    assert "group_size 1 is too small to learn from teacher_scores" in str(error.value)
+
+
+@pytest.mark.long
+def test_fine_tuning_on_prepared_token_ids_is_that_on_their_texts(pretrained, tmp_path):
+    """Of a collection as the original code's preprocess.py leaves it: token ids without special tokens."""
+    steps = {"init": str(pretrained), "num_steps": 2, "log_every": 1, "checkpoint_every": 2, "group_size": 1}
+    finetune(tiny("msmarco", workdir=str(tmp_path / "texts"), titles=False, **steps))
+
+    tokenizer = load_tokenizer("build/demo/checkpoint")
+    collection = load_collection("build/demo/collection", "train")
+    passages = dict(zip(collection.passages.ids.to_pylist(), collection.passages.texts(False), strict=True))
+    for name, texts in (("corpus", passages), ("train_query", collection.queries)):
+        ids = tokenizer(list(texts.values()), add_special_tokens=False)["input_ids"]
+        Dataset.from_dict({"id": list(texts), "input_ids": ids}).save_to_disk(tmp_path / name)
+        mapping = "".join(f"{key}\t{row}\n" for row, key in enumerate(texts))
+        (tmp_path / name / "mapping_id.txt").write_text(mapping)
+    judged = [f"{query}\t{passage}\n" for query, grades in collection.qrels.items() for passage in grades]
+    (tmp_path / "train_qrels.txt").write_text("".join(judged))
+    finetune(tiny("msmarco", workdir=str(tmp_path / "ids"), **steps | {"collection": str(tmp_path)}))
+    assert metrics_of(tmp_path / "ids") == metrics_of(tmp_path / "texts")
+
+    Dataset.from_dict({"input_ids": [[40000]] * len(passages)}).save_to_disk(tmp_path / "corpus")
+    mapping = "".join(f"{key}\t{row}\n" for row, key in enumerate(passages))
+    (tmp_path / "corpus" / "mapping_id.txt").write_text(mapping)
+    with pytest.raises(InputError, match="holds token ids from 40000 to 40000"):
+        finetune(tiny("msmarco", workdir=str(tmp_path / "never"), **steps | {"collection": str(tmp_path)}))
 
 
 def test_a_run_without_checkpoints_says_so(pretrained, tmp_path):
