@@ -69,7 +69,7 @@ def tiny(recipe, **changes):
 
 def parameters_of(run_directory, step=None):
     run = Run(run_directory)
-    assert step is None or run.checkpoints.latest_step() == step
+    assert step is None or run.checkpoints.steps()[-1] == step
     values = jax.device_get(run.restore_parameters())
     run.close()
     return values
