@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports JAX.
@@ -35,6 +37,18 @@ def missing(what: str) -> None:
     if os.environ.get("RETROMAE_REQUIRE_TEST_DATA") == "1":
         pytest.fail(f"{what}, but RETROMAE_REQUIRE_TEST_DATA=1 says it is there")
     pytest.skip(what)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for one megabyte."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Checkpoints on damaged, full and vanished disks."""
 
-import contextlib
 import gc
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from retromae_jax.checkpoints.digests import digests
 from retromae_jax.checkpoints.directory import DIGESTS, CheckpointDirectory
 from retromae_jax.errors import InputError
+from tests.disks import fill
 from tests.small import mesh_of
 
 NAMES = ("parameters", "optimizer")
@@ -152,34 +152,18 @@ def test_checkpoints_without_digests_are_taken_and_unfinished_ones_are_not(two_c
     assert sorted(path.name for path in path.iterdir()) == ["3", "6"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system with room for one megabyte."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
 def test_a_full_disk_costs_one_checkpoint_and_no_older_one(small_disk, capsys):
     path = small_disk / "checkpoints"
     checkpoints = written(path, (1, 2), to_keep=2)
-    filling = small_disk / "filling"
-    with contextlib.suppress(OSError), filling.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(2**14))
-    for step in (3, 4):
-        capsys.readouterr()
-        checkpoints.save(step, items_of(step, 2**16))
-        checkpoints.check(wait=True)
-        said = capsys.readouterr().err
-        assert f"the checkpoint of step {step} could not be saved in {path}: " in said
-        assert "o space left" in said and "step 2 remains the newest checkpoint" in said
-        assert sorted(path.name for path in path.iterdir()) == ["1", "2"] and checkpoints.failure
-    filling.unlink()
+    with fill(small_disk):
+        for step in (3, 4):
+            capsys.readouterr()
+            checkpoints.save(step, items_of(step))
+            checkpoints.check(wait=True)
+            said = capsys.readouterr().err
+            assert f"the checkpoint of step {step} could not be saved in {path}: " in said
+            assert "o space left" in said and "step 2 remains the newest checkpoint" in said
+            assert sorted(path.name for path in path.iterdir()) == ["1", "2"] and checkpoints.failure
     checkpoints.save(5, items_of(5))
     checkpoints.close()
     assert checkpoints.steps() == [2, 5] and not checkpoints.failure
