@@ -91,6 +91,12 @@ PRETRAINING = {
     "evaluate_every": (1000, "steps between measurements on the held-out text"),
     "checkpoint_every": (1000, "steps between checkpoints"),
     "checkpoints_to_keep": (3, "how many checkpoints stay on disk"),
+    "stall_minutes": (20.0, "when no step ends for so long, the stacks of all threads are written to the workdir"),
+    "skipped_steps_allowed": (
+        10,
+        "steps whose loss or gradient is not finite are skipped; after more than this many in a row the run stops",
+    ),
+    "debug_nans": (False, "stop at the operation that makes the first NaN; slower, and takes more memory"),
 }
 
 FINETUNING = {
@@ -111,6 +117,9 @@ FINETUNING = {
             "log_every",
             "checkpoint_every",
             "checkpoints_to_keep",
+            "stall_minutes",
+            "skipped_steps_allowed",
+            "debug_nans",
         )
     },
     "titles": (True, "put a passage's title, where it has one, before its text, as eval.msmarco does"),

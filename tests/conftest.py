@@ -1,5 +1,6 @@
 """Eight simulated devices for every test, and where test data are found."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -40,7 +41,15 @@ def missing(what: str) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def broken_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forgives that Orbax leaves lying about what it had begun when storage failed."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, broken_storage: None) -> Iterator[Path]:
     """A file system with room for one megabyte."""
     path = tmp_path / "disk"
     path.mkdir()

@@ -56,8 +56,12 @@ class CheckpointDirectory:
         return sorted(int(path.name) for path in self.path.iterdir() if path.name.isdecimal() and path.is_dir())
 
     def clear(self) -> None:
-        """Removes what a killed process has left unfinished."""
-        if self.to_keep is not None and hosts.is_first():
+        """Removes what was left unfinished, by a failure or a killed process: it takes room.
+
+        Raises:
+            OSError: if the directory cannot be read.
+        """
+        if self.to_keep is not None:
             for path in list(self.path.iterdir()):
                 if UNFINISHED in path.name or path.name.endswith(REMOVED):
                     shutil.rmtree(path, ignore_errors=True)
@@ -103,6 +107,7 @@ class CheckpointDirectory:
         # The directory is not made again: where a disk was mounted, that would fill the disk underneath.
         probe = self.path / f"writable{UNFINISHED}"
         try:
+            self.clear()
             probe.mkdir(exist_ok=True)
             probe.rmdir()
         except OSError as error:
@@ -111,16 +116,15 @@ class CheckpointDirectory:
 
     def _fail(self, reason: str) -> None:
         step, self._pending, self.failure = self._pending, None, reason
+        # The same failure may come a second time, from the thread that writes descriptions: not to the next attempt.
+        with contextlib.suppress(*STORAGE_ERRORS):
+            self._checkpointer.wait_until_finished()
         steps = self.steps()
         kept = f"step {steps[-1]:,} remains the newest checkpoint" if steps else "there is no older checkpoint"
         say(
             f"the checkpoint of step {step:,} could not be saved in {self.path}: {reason}; {kept}; training goes on "
             "and tries again at the next"
         )
-        if hosts.is_first() and self.path.is_dir():
-            # It takes room that the next attempt needs.
-            for path in self.path.glob(f"{step}{UNFINISHED}*"):
-                shutil.rmtree(path, ignore_errors=True)
 
     def _remove_old(self) -> None:
         if self.to_keep is None or not hosts.is_first():
@@ -209,7 +213,8 @@ class CheckpointDirectory:
     def close(self) -> None:
         """Waits until the checkpoint that is being saved is on disk."""
         self.check(wait=True)
-        self._checkpointer.close()
+        with contextlib.suppress(*STORAGE_ERRORS):  # of a failure that was said
+            self._checkpointer.close()
 
 
 def _abstract(tree: Any) -> Any:

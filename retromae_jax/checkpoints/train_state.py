@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from retromae_jax import hosts, parallel
+from retromae_jax import files, hosts, parallel
 from retromae_jax.checkpoints.directory import CheckpointDirectory
 from retromae_jax.errors import InputError
 from retromae_jax.logging import duration, say
@@ -140,13 +140,16 @@ class Run:
                     "Choose another --config.workdir, or remove that directory"
                 )
         hosts.wait_for_all("compared")
-        self.checkpoints.clear()
         if hosts.is_first():
-            tokenizer.save_pretrained(self.directory / "tokenizer")
-            path = self.directory / "run.json"
-            temporary = path.with_suffix(".incomplete")
-            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            temporary.rename(path)
+            try:
+                self.checkpoints.clear()
+                tokenizer.save_pretrained(self.directory / "tokenizer")
+                files.replace(self.directory / "run.json", json.dumps(description, indent=2) + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"{self.directory} cannot be written to: {error.strerror}; make room, or choose another "
+                    "--config.workdir"
+                ) from error
 
     def save(self, state: TrainState) -> None:
         """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once.
@@ -155,6 +158,10 @@ class Run:
         """
         state = parallel.held_by_all(state)
         self.checkpoints.save(int(state.step), {"parameters": state.parameters, "optimizer": state.optimizer})
+
+    def check(self) -> None:
+        """Says it, if the checkpoint that is being saved has failed, and removes older ones if it is on disk."""
+        self.checkpoints.check()
 
     def save_last(self, state: TrainState) -> None:
         """Saves a checkpoint, waits until it is on disk, and does not give up at the first failure.
