@@ -84,9 +84,14 @@ class Heartbeat:
             "saved_at": _time_of(self._run.checkpoints.path / str(saved)),
             "save_failure": self._run.checkpoints.failure,
         }
-        # A full disk is no reason to end; the checkpoints say so.
-        with contextlib.suppress(OSError):
-            files.replace(self._run.directory / FILE, json.dumps(values, indent=2) + "\n")
+        path, text = self._run.directory / FILE, json.dumps(values, indent=2) + "\n"
+        try:
+            files.replace(path, text)
+        except OSError:
+            # On a full disk there is room at least where the older one is. No reason to end; the checkpoints say so.
+            with contextlib.suppress(OSError), path.open("r+") as file:
+                file.write(text)
+                file.truncate()
 
     def __enter__(self) -> "Heartbeat":
         self._stacks = self._stacks_path.open("a")
