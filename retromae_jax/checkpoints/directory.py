@@ -6,6 +6,8 @@ checked against its digests when it is read, so that a damaged one gives way to 
 """
 
 import contextlib
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -225,5 +227,7 @@ def _reason(error: Exception) -> str:
     """An error in one line of bearable length: TensorStore's messages describe all of an array's storage."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
     lines = str(error).splitlines() or [""]
     return (lines[0][:300] or type(error).__name__).rstrip()

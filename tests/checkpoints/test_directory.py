@@ -163,6 +163,16 @@ def test_a_full_disk_costs_one_checkpoint_and_no_older_one(small_disk, capsys):
     assert_restores(path, 5)
 
 
+def test_a_checkpoint_that_outgrows_its_disk(small_disk, capsys):
+    checkpoints = written(small_disk, (1,))
+    checkpoints.save(2, items_of(2, 400_000))
+    checkpoints.check(wait=True)
+    assert f"could not be saved in {small_disk}: No space left on device; step 1 remains" in capsys.readouterr().err
+    checkpoints.save(3, items_of(3))
+    checkpoints.close()
+    assert_restores(small_disk, 3)
+
+
 def test_a_disk_that_is_read_only_for_a_while(small_disk, capsys):
     checkpoints = written(small_disk, (1,))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
