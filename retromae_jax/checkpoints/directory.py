@@ -98,12 +98,14 @@ class CheckpointDirectory:
             return
         try:
             self._checkpointer.wait_until_finished() if wait else self._checkpointer.check_for_errors()
+            is_saved = wait or (self.path / str(self._pending)).is_dir()
         except STORAGE_ERRORS as error:
             self._fail(_reason(error))
             return
-        if wait or (self.path / str(self._pending)).is_dir():
+        if is_saved:
             self.saved, self._pending = self._pending, None
-            self._remove_old()
+            with contextlib.suppress(OSError):  # the next time, then
+                self._remove_old()
 
     def _why_not_writable(self) -> str | None:
         # The directory is not made again: where a disk was mounted, that would fill the disk underneath.
@@ -121,8 +123,7 @@ class CheckpointDirectory:
         # The same failure may come a second time, from the thread that writes descriptions: not to the next attempt.
         with contextlib.suppress(*STORAGE_ERRORS):
             self._checkpointer.wait_until_finished()
-        steps = self.steps()
-        kept = f"step {steps[-1]:,} remains the newest checkpoint" if steps else "there is no older checkpoint"
+        kept = f"step {self.saved:,} remains the newest checkpoint" if self.saved else "there is no older checkpoint"
         say(
             f"the checkpoint of step {step:,} could not be saved in {self.path}: {reason}; {kept}; training goes on "
             "and tries again at the next"
@@ -133,9 +134,8 @@ class CheckpointDirectory:
             return
         for step in self.steps()[: -self.to_keep]:
             removed = self.path / f"{step}{REMOVED}"
-            with contextlib.suppress(OSError):
-                # Under another name first: half a checkpoint must not look like a whole one.
-                (self.path / str(step)).rename(removed)
+            # Under another name first: half a checkpoint must not look like a whole one.
+            (self.path / str(step)).rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
 
     # Reading.

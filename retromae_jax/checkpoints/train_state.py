@@ -177,11 +177,10 @@ class Run:
             if seconds is not None:
                 say(f"trying again in {duration(seconds)}")
                 time.sleep(seconds)
-        steps = self.checkpoints.steps()
         raise InputError(
             f"the checkpoint of step {int(state.step):,} could not be saved in {self.checkpoints.path}: "
             f"{self.checkpoints.failure}; mend that and start the same command again: it goes on from step "
-            f"{steps[-1] if steps else 0:,}"
+            f"{self.checkpoints.saved or 0:,}"
         )
 
     def restore(self, state: TrainState) -> TrainState:
