@@ -124,7 +124,7 @@ def train(
             units += batch.units
             flops += batch.flops
             if is_logged:
-                look_at(unread)
+                heartbeat.beat(finished, look_at(unread))
                 means = _means(unlogged)
                 means["learning_rate"] = float(learning_rate(step))
                 elapsed = time.monotonic() - since

@@ -154,7 +154,7 @@ def test_status_tells_what_a_run_is_doing(tmp_path, monkeypatch):
 
     finished = status(tmp_path)
     assert "finished 0 s ago" in finished and "8 of 8, 100%" in finished and "step 8, 0.2 MB" in finished
-    assert "resume" not in finished and "time left" not in finished
+    assert "resume" not in finished and "time left" not in finished and "8.0000" in finished
     beat = beat_of(tmp_path)
     assert beat["saved_step"] == 8 and beat["saved_at"] == pytest.approx(beat["time"], abs=60)
 
