@@ -147,7 +147,7 @@ def test_status_tells_what_a_run_is_doing(tmp_path, monkeypatch):
     train(tmp_path, [1, 2, 3, 4, 5, 6, 7, 8], during=look)
     while_running = {line.split()[0]: line for line in seen[0].splitlines()}
     assert f"running, process {os.getpid()} on" in while_running["state"]
-    assert "6 of 8, 75%" in while_running["step"] and "5.0000" in while_running["loss"]
+    assert "6 of 8, 75%" in while_running["step"] and "6.0000" in while_running["loss"]
     assert "queries/s" in while_running["speed"] and "time left" in seen[0]
     assert "step 4" in while_running["checkpoint"] or "step 6" in while_running["checkpoint"]
     assert f"cd {os.getcwd()} && python -m train.pretrain --config configs/wiki.py --config.seed=1" in seen[0]
