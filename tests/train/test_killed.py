@@ -76,7 +76,7 @@ def everything_of(directory):
 
 
 def kill_somewhere(directory, num_steps, rng, in_a_save):
-    """Starts the run and kills it: in the middle of a save, or at any moment from its start to its steps.
+    """Starts the run and kills it: in the middle of a save, or at any moment from its start to its tenth save.
 
     Returns:
         Whether it was killed, and whether a checkpoint was being saved then.
@@ -84,19 +84,19 @@ def kill_somewhere(directory, num_steps, rng, in_a_save):
     checkpoints = directory / "run" / "checkpoints"
     before = set(checkpoints.glob("*")) if checkpoints.is_dir() else set()
     process = start(directory, num_steps)
-    deadline = time.monotonic() + rng.uniform(0, 8)
-    saves, seen = rng.randrange(1, 5), set()
+    deadline = time.monotonic() + (300 if in_a_save else rng.uniform(0, 8))
+    saves, seen = rng.randrange(1, 5) if in_a_save else 10, set()
     while process.poll() is None:
         unfinished = set(checkpoints.glob(f"*{UNFINISHED}")) - before
         seen |= unfinished
-        if (unfinished and len(seen) >= saves) if in_a_save else time.monotonic() > deadline:
+        if (unfinished and len(seen) >= saves) or time.monotonic() > deadline:
             time.sleep(rng.uniform(0, 0.03))
             break
         time.sleep(0.001)
     process.kill()
     process.communicate()
     is_killed = process.returncode == -9
-    return is_killed, is_killed and any(checkpoints.glob(f"*{UNFINISHED}"))
+    return is_killed, is_killed and in_a_save and any(checkpoints.glob(f"*{UNFINISHED}"))
 
 
 def assert_ends_as_if_never_killed(data, tmp_path, num_steps, kills):
