@@ -87,7 +87,7 @@ def kill_somewhere(directory, num_steps, rng, in_a_save):
     deadline = time.monotonic() + (300 if in_a_save else rng.uniform(0, 8))
     saves, seen = rng.randrange(1, 5) if in_a_save else 10, set()
     while process.poll() is None:
-        unfinished = set(checkpoints.glob(f"*{UNFINISHED}")) - before
+        unfinished = set(checkpoints.glob(f"[0-9]*{UNFINISHED}")) - before
         seen |= unfinished
         if (unfinished and len(seen) >= saves) or time.monotonic() > deadline:
             time.sleep(rng.uniform(0, 0.03))
@@ -96,7 +96,7 @@ def kill_somewhere(directory, num_steps, rng, in_a_save):
     process.kill()
     process.communicate()
     is_killed = process.returncode == -9
-    return is_killed, is_killed and in_a_save and any(checkpoints.glob(f"*{UNFINISHED}"))
+    return is_killed, is_killed and in_a_save and any(checkpoints.glob(f"[0-9]*{UNFINISHED}"))
 
 
 def assert_ends_as_if_never_killed(data, tmp_path, num_steps, kills):
