@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,13 +35,13 @@ def initial():
     return TrainState(jnp.int32(0), {"w": numbers}, {"m": numbers})
 
 
-def train(directory, losses, state=None, config=CONFIG, during=lambda step: None, **changes):
-    """Runs the loop over given losses; `during` is called in every step."""
+def train(directory, losses, during=lambda step: None, measured=lambda loss: loss, **changes):
+    """Runs the loop over given losses; `during` is called in every step, `measured` makes its loss of the given one."""
 
     def step_function(state, batch):
         run.checkpoints.check(wait=True)
         during(int(state.step))
-        metrics = {"loss": batch["loss"], "gradient_norm": np.float32(1)}
+        metrics = {"loss": measured(batch["loss"]), "gradient_norm": np.float32(1)}
         return state._replace(step=state.step + 1), metrics
 
     def batch_of_step(step):
@@ -49,9 +50,9 @@ def train(directory, losses, state=None, config=CONFIG, during=lambda step: None
     run = Run(directory, 2)
     run.command = "pretrain"
     (directory / "run.json").write_text('{"command": "pretrain"}')
-    state = run.restore(initial()) if state is None else state
-    config = config.copy_and_resolve_references()
+    config = CONFIG.copy_and_resolve_references()
     config.update(changes)
+    state = run.restore(initial())
     loop.train(config, run, state, len(losses), step_function, batch_of_step, "queries", lambda step: 0.1)
 
 
@@ -82,6 +83,23 @@ def test_too_many_skipped_steps_end_the_run_and_leave_the_batch(tmp_path):
         assert np.isnan(batch["loss"])
     assert beat_of(tmp_path)["state"] == "failed"
     assert "ended by an error" in status(tmp_path)
+
+
+@jax.jit
+def logarithm(x):
+    return 2 * jnp.log(x) + 1
+
+
+def test_the_operation_that_makes_the_first_nan_is_found(tmp_path):
+    losses = [1, 2, 3, -4, 5, 6]
+    train(tmp_path, losses, measured=logarithm)
+    assert log_of(tmp_path)[1]["skipped_steps"] == 1
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(FloatingPointError, match=r"nan.* in log") as error:
+        train(other, losses, measured=logarithm, debug_nans=True)
+    assert "logarithm" in [frame.name for frame in error.traceback]
+    assert beat_of(other)["step"] == 3 and not jax.config.jax_debug_nans
 
 
 def test_spikes_are_said_and_noise_is_not(tmp_path, capsys):
