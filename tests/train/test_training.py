@@ -312,6 +312,7 @@ def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_pat
     assert not (tmp_path / "exported" / "masked_lm").exists()
 
 
+@pytest.mark.long
 def test_numbers_gone_wrong_end_the_run_and_their_origin_is_found(pretrained, tmp_path):
     """With such a learning rate, the second step makes parameters whose losses are not finite."""
     config = tiny("wiki", workdir=str(tmp_path), learning_rate=1e38, skipped_steps_allowed=1, evaluate_every=6)
