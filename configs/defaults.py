@@ -91,28 +91,39 @@ PRETRAINING = {
     "evaluate_every": (1000, "steps between measurements on the held-out text"),
     "checkpoint_every": (1000, "steps between checkpoints"),
     "checkpoints_to_keep": (3, "how many checkpoints stay on disk"),
+    "stall_minutes": (20.0, "when no step ends for so long, the stacks of all threads are written to the workdir"),
+    "skipped_steps_allowed": (
+        10,
+        "steps whose loss or gradient is not finite are skipped; after more than this many in a row the run stops",
+    ),
+    "debug_nans": (False, "stop at the operation that makes the first NaN; slower, and takes more memory"),
+}
+
+_OF_EVERY_TRAINING = {
+    key: PRETRAINING[key]
+    for key in (
+        "workdir",
+        "seed",
+        "init",
+        "tokenizer",
+        "model",
+        "num_steps",
+        "warmup_fraction",
+        "weight_decay",
+        "clip_norm",
+        "compute_dtype",
+        "attention",
+        "log_every",
+        "checkpoint_every",
+        "checkpoints_to_keep",
+        "stall_minutes",
+        "skipped_steps_allowed",
+        "debug_nans",
+    )
 }
 
 FINETUNING = {
-    **{
-        key: PRETRAINING[key]
-        for key in (
-            "workdir",
-            "seed",
-            "init",
-            "tokenizer",
-            "model",
-            "num_steps",
-            "warmup_fraction",
-            "weight_decay",
-            "clip_norm",
-            "compute_dtype",
-            "attention",
-            "log_every",
-            "checkpoint_every",
-            "checkpoints_to_keep",
-        )
-    },
+    **_OF_EVERY_TRAINING,
     "titles": (True, "put a passage's title, where it has one, before its text, as eval.msmarco does"),
     "collection": (
         "",
@@ -171,10 +182,10 @@ FINETUNING = {
 }
 
 RERANKING = {
+    **_OF_EVERY_TRAINING,
     **{
-        key: value
-        for key, value in FINETUNING.items()
-        if key not in ("query_max_length", "passage_max_length", "pooling", "normalize", "temperature")
+        key: FINETUNING[key]
+        for key in ("titles", "collection", "split", "negatives", "negatives_depth", "learning_rate")
     },
     "max_length": (256, "tokens of query and passage together, special ones included; the passage's end is cut off"),
     "group_size": (8, "passages per query: one positive, the rest negatives"),

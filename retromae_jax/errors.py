@@ -13,6 +13,12 @@ class InputError(ValueError):
     """Bad input of the user's; the message names the file, where it applies the line, and the remedy."""
 
 
+def shown(value: object) -> str:
+    """What a file holds, in quotes and short enough for a message: a broken line may have megabytes."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-20:]}"
+
+
 def exits_on_input_error(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Decorates a command's `main`: an `InputError` ends it with the line `error: ...` and exit status 2."""
 

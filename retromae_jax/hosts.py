@@ -85,6 +85,11 @@ def wait_for_all(reason: str) -> None:
         multihost_utils.sync_global_devices(reason)
 
 
+def all_hold(is_so: bool) -> bool:
+    """Whether something is so on every process; to be asked by all of them."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(is_so))))
+
+
 def stop_is_asked(step: int) -> bool:
     """Whether a process got SIGTERM and this is the step that all stop at; to be asked by all after every step."""
     return multihost_utils.reached_preemption_sync_point(step)

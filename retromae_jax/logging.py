@@ -127,6 +127,8 @@ def table(rows: list[Mapping[str, object]], title: str = "") -> str:
 class MetricsLog:
     """Writes the metrics of a run to `metrics.jsonl` and TensorBoard files in its directory.
 
+    A full disk does not end a run: what cannot be written waits in memory.
+
     Args:
         directory: the run's directory; created if missing.
         resumed_step: the step that a resumed run goes on from; what an earlier `metrics.jsonl` says of later steps
@@ -134,16 +136,18 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, resumed_step: int = 0):
-        from tensorboardX import SummaryWriter
+        # Not its SummaryWriter: that writes in a thread which a full disk ends, and then whoever logs waits forever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self.file = None
         if _silent:
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
+        (directory / "tensorboard").mkdir(parents=True, exist_ok=True)
+        self.path = directory / "metrics.jsonl"
         kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
                 try:
                     if json.loads(line)["step"] <= resumed_step:
                         kept.append(line)
@@ -151,22 +155,42 @@ class MetricsLog:
                     continue  # the last line of a killed run may be cut short
         if resumed_step == 0:
             kept = []
-        rewritten = path.with_suffix(".incomplete")
+        rewritten = self.path.with_suffix(".incomplete")
         rewritten.write_text("".join(line + "\n" for line in kept))
-        rewritten.rename(path)
-        self.file = path.open("a")
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_step + 1, flush_secs=10)
+        rewritten.rename(self.path)
+        # Its buffer is what waits in memory.
+        self.file = self.path.open("ab", buffering=2**20)
+        self.is_written = True
+        self.board = EventsWriter(str(directory / "tensorboard" / "events"))
+        self.board.write_event(
+            Event(step=resumed_step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+        )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of optimizer step `step` (the number of finished steps)."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         if self.file is None:
             return
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self.file.flush()
-        for name, value in metrics.items():
-            self.board.add_scalar(name, value, step)
+        try:
+            self.file.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
+            self.file.flush()
+            for name, value in metrics.items():
+                self.board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+            self.board.flush()
+            self.is_written = True
+        except OSError as error:
+            if self.is_written:
+                say(f"{self.path}: metrics cannot be written: {error.strerror}; they wait in memory until they can be")
+            self.is_written = False
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.board.close()
+        """Writes what is left."""
+        if self.file is None:
+            return
+        for file in (self.file, self.board):
+            try:
+                file.close()
+            except OSError as error:
+                say(f"{self.path}: the last metrics cannot be written: {error.strerror}")

@@ -29,6 +29,14 @@ def place_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     return {name: jax.make_array_from_process_local_data(over_batch(mesh), rows) for name, rows in local.items()}
 
 
+def own_part(x: np.ndarray | jax.Array) -> np.ndarray:
+    """The rows of a batch's array that this process holds."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x)
+    parts = {shard.index[0].start or 0: np.asarray(shard.data) for shard in x.addressable_shards}
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+
 def held_by_all(tree: Any) -> Any:
     """Arrays over the devices of all processes from what `jax.pmap` returns: arrays of each process's own, all equal.
 

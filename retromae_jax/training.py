@@ -92,7 +92,8 @@ def pretraining_step(
                 first = jax.tree.map(lambda x: x[0], (split, whole))
                 zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.parameters, *first))
                 (gradients, metrics), _ = jax.lax.scan(add_part, zeros, (split, whole))
-        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
+        after = apply_gradients(state, gradients, optimizer, metrics["loss"])
+        return after, metrics | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=0)
 
@@ -111,11 +112,14 @@ def evaluation_step(
 
 @jax.named_scope("optimizer")
 def apply_gradients(
-    state: TrainState, gradients: parameters.Parameters, optimizer: optax.GradientTransformation
+    state: TrainState, gradients: parameters.Parameters, optimizer: optax.GradientTransformation, loss: jax.Array
 ) -> TrainState:
-    """The state after one optimizer step."""
+    """The state after one optimizer step; where loss or gradients are not finite, only the step's number changes."""
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-    return TrainState(state.step + 1, optax.apply_updates(state.parameters, updates), optimizer_state)
+    after = TrainState(state.step + 1, optax.apply_updates(state.parameters, updates), optimizer_state)
+    # One element that is not finite makes the norm so.
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+    return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state._replace(step=after.step))
 
 
 def finetuning_step(
@@ -138,6 +142,7 @@ def finetuning_step(
         with parallel.full_precision(objective.computation.dtype):
             gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
         gradients, metrics = jax.lax.pmean((gradients, metrics), DEVICES)
-        return apply_gradients(state, gradients, optimizer), metrics | {"gradient_norm": optax.tree.norm(gradients)}
+        after = apply_gradients(state, gradients, optimizer, metrics["loss"])
+        return after, metrics | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.pmap(step, axis_name=DEVICES, in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices)

@@ -1,9 +1,12 @@
 """Eight simulated devices for every test, and where test data are found."""
 
+import gc
 import importlib.util
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports JAX.
@@ -35,6 +38,26 @@ def missing(what: str) -> None:
     if os.environ.get("RETROMAE_REQUIRE_TEST_DATA") == "1":
         pytest.fail(f"{what}, but RETROMAE_REQUIRE_TEST_DATA=1 says it is there")
     pytest.skip(what)
+
+
+@pytest.fixture
+def broken_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forgives that Orbax leaves lying about what it had begun when storage failed."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, broken_storage: None) -> Iterator[Path]:
+    """A file system with room for one megabyte."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@ import json
 
 from retromae_jax import logging
 from retromae_jax.logging import MetricsLog, Progress, duration, progress, table
+from tests.disks import fill
 
 
 def test_durations_in_the_unit_one_would_say():
@@ -53,3 +54,16 @@ def test_a_new_run_starts_its_log_anew(tmp_path):
         log.write(0, {"loss": loss})
         log.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "loss": 2.0}
+
+
+def test_metrics_wait_for_room_on_a_full_disk(small_disk, capsys):
+    log = MetricsLog(small_disk)
+    log.write(1, {"loss": 1.0})
+    with fill(small_disk):
+        for step in range(2, 300):
+            log.write(step, {"loss": float(step)})
+    assert capsys.readouterr().err.count("metrics cannot be written: No space left on device") == 1
+    log.write(300, {"loss": 300.0})
+    log.close()
+    lines = [json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "loss": float(step)} for step in range(1, 301)]

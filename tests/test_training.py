@@ -1,10 +1,21 @@
-"""Training steps as pretraining uses them: compiled when the first batch of a shape comes, then never again."""
+"""Training steps: compiled when the first batch of a shape comes, then never again; skipped when numbers go wrong."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from retromae_jax import parallel
+from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.data.packing import RowMaker
-from tests.small import Step, compilations
+from retromae_jax.models import parameters
+from retromae_jax.models.bert import Computation
+from retromae_jax.optimizer import adamw
+from retromae_jax.training import apply_gradients, finetuning_step, initial_state
+from tests.small import Step, compilations, mesh_of
 from tests.texts import CLS, PAD, SEP, random_texts
 
 
@@ -22,3 +33,53 @@ def test_each_shape_of_batch_is_compiled_once(texts_a_row):
     with compilations() as names:
         Step.of("masked_lm", devices=8).train(batches)
     assert names.count("jit(step)") == 2
+
+
+class Regression:
+    """The smallest objective that can be fine-tuned."""
+
+    computation = Computation(jnp.dtype("float32"))
+
+    def model(self, rngs):
+        return nnx.Linear(4, 4, rngs=rngs)
+
+    def loss(self, model, batch, seed, axis):
+        loss = jnp.mean(model(batch["x"]) ** 2)
+        return loss, {"loss": loss}
+
+
+def assert_skipped(after, before):
+    """Nothing has changed but the number of the step."""
+    assert int(after.step) == int(before.step) + 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after._replace(step=before.step)), before)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_mapped_step_is_skipped_everywhere_when_one_device_has_a_number_gone_wrong(wrong):
+    objective, optimizer = Regression(), adamw(lambda step: 0.1, 0.01, 1.0)
+    graph, shapes = parameters.structure(objective.model)
+    step = finetuning_step(objective, graph, optimizer, seed=0)
+    state = initial_state(objective.model, shapes, None, optimizer, 0, parallel.local_mesh())
+    good = np.random.default_rng(0).normal(size=(8, 2, 4)).astype(np.float32)
+    bad = good.copy()
+    bad[5, 1, 2] = wrong
+    state, _ = step(state, {"x": good})
+    before = jax.device_get(state)
+    state, metrics = step(state, {"x": bad})
+    assert not np.isfinite(metrics["loss"])
+    assert_skipped(state, before)
+    state, metrics = step(state, {"x": good})
+    assert np.isfinite(metrics["loss"]) and int(state.step) == 3
+    assert all(np.any(np.asarray(x) != before.parameters[name]) for name, x in state.parameters.items())
+
+
+@pytest.mark.parametrize(("loss", "element"), [(np.nan, 1.0), (1.0, np.nan), (1.0, -np.inf)])
+def test_a_split_state_is_left_alone_when_loss_or_one_element_of_a_gradient_is_not_finite(loss, element):
+    mesh, optimizer = mesh_of(8, 2), adamw(lambda step: 0.1, 0.01, 1.0)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    weights = jax.device_put({"w": jnp.ones((4, 6)), "v": jnp.ones(8)}, split)
+    state = TrainState(jnp.int32(7), weights, jax.jit(optimizer.init)(weights))
+    before = jax.device_get(state)
+    gradients = jax.device_put({"w": jnp.ones((4, 6)).at[3, 5].set(element), "v": jnp.ones(8)}, split)
+    step = jax.jit(functools.partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
+    assert_skipped(step(state, gradients, loss=jnp.float32(loss)), before)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import shutil
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -89,6 +91,37 @@ def saving(config: ConfigDict) -> str | None:
     """A problem if checkpoints would fall between logged steps, whose metrics a resumed run would then miss."""
     if config.log_every > 0 and config.checkpoint_every % config.log_every:
         return f"checkpoint_every {config.checkpoint_every} is not a multiple of log_every {config.log_every}"
+    return None
+
+
+def watching(config: ConfigDict) -> str | None:
+    """A problem if settings of how the run is watched make no sense."""
+    stall = None if config.stall_minutes > 0 else f"stall_minutes {config.stall_minutes} is not more than 0"
+    problems = (stall, whole_numbers(config, skipped_steps_allowed=0))
+    return "; ".join(problem for problem in problems if problem) or None
+
+
+def room(config: ConfigDict, bert: BertConfig) -> str | None:
+    """A problem if the disk has no room for the checkpoints to keep, and for the one that is being written.
+
+    Of the model, the encoder's tables and matrices are counted; of the disk, what the run's checkpoints take already
+    is free, too.
+    """
+    width = bert.hidden_size
+    layer = 4 * width**2 + 2 * width * bert.intermediate_size
+    parameters = (bert.vocab_size + bert.max_position_embeddings) * width + bert.num_hidden_layers * layer
+    # Each parameter and AdamW's two moments of it, in float32.
+    each = 3 * 4 * parameters
+    workdir = Path(config.workdir).expanduser().absolute()
+    there = sum(file.stat().st_size for file in (workdir / "checkpoints").rglob("*") if file.is_file())
+    nearest = next(path for path in (workdir, *workdir.parents) if path.exists())
+    free, needed = shutil.disk_usage(nearest).free + there, (config.checkpoints_to_keep + 1) * each
+    if free < needed:
+        return (
+            f"{workdir} has room for {free / 1e9:.1f} GB; checkpoints_to_keep {config.checkpoints_to_keep} of at least "
+            f"{each / 1e9:.1f} GB each, and one more while it is written, need {needed / 1e9:.1f} GB; make room, keep "
+            "fewer or choose another workdir"
+        )
     return None
 
 

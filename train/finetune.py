@@ -54,6 +54,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         checks.whole_numbers(config, gradient_cache_chunk=0, contrastive_weight=0),
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
+        checks.watching(config),
         checks.batch(config),
         checks.known("pooling", config.pooling, POOLINGS),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
@@ -64,6 +65,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         checks.vocabulary(tokenizer, bert),
         checks.positions("query_max_length", config.query_max_length, bert),
         checks.positions("passage_max_length", config.passage_max_length, bert),
+        checks.room(config, bert),
     )
     mesh = parallel.data_mesh()
     data = load(config)
@@ -115,7 +117,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         split = {name: x.reshape(jax.local_device_count(), -1, *x.shape[1:]) for name, x in arrays.items()}
         # The other processes' texts are about as long.
         flops = jax.process_count() * sum(objective.flops(lengths) for _, lengths in tokens.values())
-        return loop.Batch(split, config.batch_size, flops)
+        return loop.Batch(split, config.batch_size, flops, order.indices(step))
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)

@@ -1,17 +1,21 @@
-"""The loop that the training commands share: steps, metrics, checkpoints."""
+"""The loop that the training commands share: steps, metrics, checkpoints; and what it does when numbers go wrong."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from retromae_jax import hosts
+from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.train_state import Run, TrainState
+from retromae_jax.errors import InputError
 from retromae_jax.logging import MetricsLog, Progress, say
+from train.heartbeat import Heartbeat
+from train.losses import LossWatch
 from train.profiling import Profile
 
 
@@ -22,11 +26,13 @@ class Batch(NamedTuple):
         arrays: on the devices.
         units: what the speed is counted in: tokens, or queries.
         flops: model FLOPs of the step, if they are known.
+        items: numbers of its items (blocks, documents, queries) in the data, over all processes, if they are known.
     """
 
     arrays: dict
     units: int
     flops: float = 0.0
+    items: np.ndarray | None = None
 
 
 def train(
@@ -45,11 +51,13 @@ def train(
     """Runs the steps from the state's to `num_steps`, logging and saving on the way.
 
     Args:
-        config: with `log_every`, `checkpoint_every` and, where there is `measure`, `evaluate_every`.
+        config: with `log_every`, `checkpoint_every`, `skipped_steps_allowed`, `stall_minutes`, `debug_nans` and, where
+            there is `measure`, `evaluate_every`.
         run: the run's directory.
         state: where to start; used up.
         num_steps: finished steps at the end.
-        step_function: one optimizer step.
+        step_function: one optimizer step; `loss` and `gradient_norm` are among its metrics, and where they are not
+            finite, it has left parameters and optimizer as they were.
         batch_of_step: the batch of a step.
         unit: what the speed is counted in, say, tokens.
         learning_rate: schedule, for the log.
@@ -59,22 +67,42 @@ def train(
         profile: whether to trace a few steps.
 
     Raises:
-        InputError: if there are too few steps to trace.
+        InputError: if there are too few steps to trace, too many were skipped in a row, or the last checkpoint cannot
+            be saved.
         SystemExit: when SIGTERM stopped the run.
     """
     name, first_step, stopped = run.command, int(state.step), False
     profiled = Profile(run.directory, first_step, num_steps) if profile else None
-    log = MetricsLog(run.directory, first_step)
 
     def log_measurements(finished: int) -> None:
         means = measure(state)
         log.write(finished, {f"held_out/{key}": value for key, value in means.items()})
         say(f"{name}: step {finished:,}: held out: {_shown(means)}")
 
-    with Progress(name, num_steps, "steps", first_step) as progress:
+    watch = LossWatch(name)
+
+    def look_at(unread: list[tuple[int, dict]]) -> float:
+        """Reads the losses that were not read yet; returns the last."""
+        loss = np.nan
+        for step, metrics in unread:
+            loss, norm = map(float, jax.device_get((metrics["loss"], metrics["gradient_norm"])))
+            watch.see(step + 1, loss, norm)
+            if watch.skipped_in_a_row > config.skipped_steps_allowed:
+                _give_up(run, step, batch_of_step(step), watch.skipped_in_a_row)
+        unread.clear()
+        return loss
+
+    with (
+        Progress(name, num_steps, "steps", first_step) as progress,
+        Heartbeat(run, num_steps, unit, config.stall_minutes) as heartbeat,
+        contextlib.closing(run),
+        contextlib.closing(MetricsLog(run.directory, first_step)) as log,
+        jax.debug_nans(config.debug_nans),
+    ):
+        heartbeat.beat(first_step)
         if measure and first_step == 0:
             log_measurements(0)
-        unlogged, units, flops, since = [], 0, 0.0, time.monotonic()
+        unlogged, unread, units, flops, since = [], [], 0, 0.0, time.monotonic()
         for step in range(first_step, num_steps):
             if profiled:
                 profiled.before(step)
@@ -83,17 +111,21 @@ def train(
                 state, metrics = step_function(state, batch.arrays)
             if profiled:
                 profiled.after(step, state)
-            # The step before this one is surely done: reading its loss does not hold up the device.
-            note = f"loss {float(unlogged[-1]['loss']):.3f}" if unlogged else ""
-            progress.update(1, note)
-            unlogged.append(metrics)
-            units += batch.units
-            flops += batch.flops
             finished = step + 1
             last = finished == num_steps
             stopped = not last and hosts.stop_is_asked(finished)
-            if last or stopped or finished % config.log_every == 0:
-                means = {key: float(np.mean([one[key] for one in unlogged])) for key in metrics}
+            is_logged = last or stopped or finished % config.log_every == 0
+            # The step before this one is surely done: reading its loss does not hold up the device.
+            loss = look_at(unread)
+            unread.append((step, metrics))
+            progress.update(1, f"loss {loss:.3f}" if np.isfinite(loss) else "")
+            heartbeat.beat(finished, loss, batch.units)
+            unlogged.append(metrics)
+            units += batch.units
+            flops += batch.flops
+            if is_logged:
+                heartbeat.beat(finished, look_at(unread))
+                means = _means(unlogged)
                 means["learning_rate"] = float(learning_rate(step))
                 elapsed = time.monotonic() - since
                 means[f"{unit}_per_second"] = units / elapsed
@@ -101,21 +133,52 @@ def train(
                     means["model_flops_utilization"] = flops / elapsed / flops_per_second
                 log.write(finished, means)
                 say(f"{name}: step {finished:,}: {_shown(means)}")
+                run.check()
                 unlogged, units, flops, since = [], 0, 0.0, time.monotonic()
             if measure and (last or finished % config.evaluate_every == 0):
                 started = time.monotonic()
                 log_measurements(finished)
                 since += time.monotonic() - started  # measuring is not training
-            if last or stopped or finished % config.checkpoint_every == 0:
+            if last or stopped:
+                run.save_last(state)
+            elif finished % config.checkpoint_every == 0:
                 run.save(state)
             if stopped:
+                heartbeat.state = "stopped"
                 break
-    log.close()
-    run.close()
     if stopped:
         say(f"{name}: stopped by SIGTERM after step {finished:,}; the same command goes on from there")
         raise SystemExit(128 + signal.SIGTERM)
     say(f"{name}: finished, {run.directory}")
+
+
+def _means(metrics: list[dict]) -> dict[str, float]:
+    """Means over those steps that were not skipped, and how many were."""
+    rows = jax.device_get(metrics)
+    good = [one for one in rows if np.isfinite(one["loss"]) and np.isfinite(one["gradient_norm"])]
+    means = {key: float(np.mean([one[key] for one in good])) for key in rows[0]} if good else {}
+    return means | {"skipped_steps": len(rows) - len(good)}
+
+
+def _give_up(run: Run, step: int, batch: Batch, skipped: int) -> NoReturn:
+    """Ends a run whose numbers stay wrong, and leaves what is needed to find out why."""
+    process = f"_of_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = run.directory / f"batch_of_step_{step + 1}{process}.npz"
+    items = {} if batch.items is None else {"items": batch.items}
+    where = f"the last batch is in {path}"
+    try:
+        np.savez(path, **{name: parallel.own_part(x) for name, x in batch.arrays.items()}, **items)
+    except OSError as error:
+        where = f"the last batch could not be written to {path} ({error.strerror})"
+    shown = "unknown"
+    if items:
+        shown = ", ".join(map(str, batch.items[:8])) + (", ..." if len(batch.items) > 8 else "")
+    raise InputError(
+        f"{run.command}: loss or gradient were not finite in {skipped} steps in a row, up to step {step + 1:,}; these "
+        f"steps changed nothing; {where}; its items in the data are {shown}. Started again with "
+        "--config.debug_nans=True, the run goes on from its newest checkpoint and stops at the operation that makes "
+        "the first NaN; a lower learning_rate needs another --config.workdir (docs/runs.md)"
+    )
 
 
 def _shown(metrics: dict[str, float]) -> str:
@@ -126,4 +189,5 @@ def _shown(metrics: dict[str, float]) -> str:
             return f"{value:,.0f}"
         return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
 
-    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in metrics.items())
+    shown = {key: value for key, value in metrics.items() if value or key != "skipped_steps"}
+    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in shown.items())

@@ -50,6 +50,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
         checks.whole_numbers(
             config, fsdp=1, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1, seed=0
         ),
+        checks.watching(config),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
         checks.saving(config),
         checks.known("objective", config.objective, OBJECTIVES),
@@ -70,6 +71,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
         checks.positions("block_length", config.block_length, bert),
         checks.maskable(config),
         checks.enough_items(config, len(items), items.unit),
+        checks.room(config, bert),
     )
     cut = np.maximum(blocks.lengths + SPECIAL_TOKENS - config.block_length, 0).sum() / blocks.lengths.sum()
     if cut:
@@ -103,7 +105,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
         # Each process reads its own share of the rows only.
         arrays = maker.rows(layout, texts, samples, parallel.local_rows(layout.rows))
         tokens = layout.tokens_N
-        return loop.Batch(parallel.place_batch(mesh, arrays), int(tokens.sum()), objective.flops(tokens))
+        return loop.Batch(parallel.place_batch(mesh, arrays), int(tokens.sum()), objective.flops(tokens), indices)
 
     def training_batch(step: int) -> loop.Batch:
         return batch_of(trained_on[order.indices(step)], order.epochs(step), order.samples(step))

@@ -49,10 +49,12 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
+        checks.watching(config),
         checks.batch(config),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.vocabulary(tokenizer, bert),
         checks.positions("max_length", config.max_length, bert, shortest=8),
+        checks.room(config, bert),
     )
     mesh = parallel.data_mesh()
     collection = load_collection(config.collection, config.split)
@@ -103,7 +105,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         }
         split = {name: x.reshape(jax.local_device_count(), -1, *x.shape[1:]) for name, x in arrays.items()}
         # The other processes' pairs are about as long.
-        return loop.Batch(split, config.batch_size, jax.process_count() * objective.flops(lengths))
+        return loop.Batch(split, config.batch_size, jax.process_count() * objective.flops(lengths), order.indices(step))
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)

@@ -6,16 +6,18 @@ pure functions of the config's seed and that number, so a resumed run equals one
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from retromae_jax import hosts, parallel
+from retromae_jax import files, hosts, parallel
+from retromae_jax.checkpoints.directory import CheckpointDirectory
 from retromae_jax.errors import InputError
+from retromae_jax.logging import duration, say
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
 from retromae_jax.models.pooling import EncoderSettings
@@ -34,7 +36,12 @@ MAY_CHANGE = (
     "log_every",
     "checkpoint_every",
     "checkpoints_to_keep",
+    "stall_minutes",
+    "skipped_steps_allowed",
+    "debug_nans",
 )
+# How long to wait before a run's last checkpoint is tried again.
+SECONDS_BETWEEN_ATTEMPTS = (10.0, 60.0)
 
 
 class TrainState(NamedTuple):
@@ -75,11 +82,8 @@ class Run:
             except OSError as error:
                 raise InputError(f"{self.directory}: {error.strerror}; choose another --config.workdir") from error
         self.command = ""
-        handler = ocp.StandardCheckpointHandler
-        self.checkpoints = ocp.CheckpointManager(
-            self.directory / "checkpoints",
-            item_handlers={"parameters": handler(), "optimizer": handler()},
-            options=ocp.CheckpointManagerOptions(max_to_keep=checkpoints_to_keep, create=False),
+        self.checkpoints = CheckpointDirectory(
+            self.directory / "checkpoints", ("parameters", "optimizer"), checkpoints_to_keep
         )
 
     def begin(
@@ -120,7 +124,7 @@ class Run:
         hosts.check_shared(self.directory, "--config.workdir")
         # Hosts may mount it at different places.
         hosts.check_same(json.dumps(description | {"config": description["config"] | {"workdir": ""}}))
-        if is_run(self.directory) and self.checkpoints.latest_step() is not None:
+        if is_run(self.directory) and self.checkpoints.steps():
             before = read_description(self.directory)
             old, new = (
                 {**one["config"], **{f"number of {name}": count for name, count in one["data"].items()}}
@@ -138,60 +142,77 @@ class Run:
                 )
         hosts.wait_for_all("compared")
         if hosts.is_first():
-            tokenizer.save_pretrained(self.directory / "tokenizer")
-            path = self.directory / "run.json"
-            temporary = path.with_suffix(".incomplete")
-            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            temporary.rename(path)
+            try:
+                self.checkpoints.clear()
+                tokenizer.save_pretrained(self.directory / "tokenizer")
+                files.replace(self.directory / "run.json", json.dumps(description, indent=2) + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"{self.directory} cannot be written to: {error.strerror}; make room, or choose another "
+                    "--config.workdir"
+                ) from error
 
     def save(self, state: TrainState) -> None:
-        """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once."""
-        step = int(state.step)
-        if step != self.checkpoints.latest_step():
-            state = parallel.held_by_all(state)
-            items = {
-                "parameters": ocp.args.StandardSave(state.parameters),
-                "optimizer": ocp.args.StandardSave(state.optimizer),
-            }
-            self.checkpoints.save(step, args=ocp.args.Composite(**items))
+        """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once.
 
-    def restore(self, state: TrainState) -> TrainState:
-        """The newest checkpoint with the shardings of `state`, or `state` itself if there is none."""
-        step = self.checkpoints.latest_step()
-        if step is None:
-            return state
+        A failure is said, and costs this checkpoint only.
+        """
+        state = parallel.held_by_all(state)
+        self.checkpoints.save(int(state.step), {"parameters": state.parameters, "optimizer": state.optimizer})
 
-        def like(tree):
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    def check(self) -> None:
+        """Says it, if the checkpoint that is being saved has failed, and removes older ones if it is on disk."""
+        self.checkpoints.check()
 
-        items = {
-            "parameters": ocp.args.StandardRestore(like(state.parameters)),
-            "optimizer": ocp.args.StandardRestore(like(state.optimizer)),
-        }
-        restored = self.checkpoints.restore(step, args=ocp.args.Composite(**items))
-        count = jax.device_put(np.int32(step), state.step.sharding)
-        return TrainState(count, restored["parameters"], restored["optimizer"])
-
-    def restore_parameters(self) -> Parameters:
-        """The parameters of the newest checkpoint, on one device.
+    def save_last(self, state: TrainState) -> None:
+        """Saves a checkpoint, waits until it is on disk, and does not give up at the first failure.
 
         Raises:
-            InputError: if the run has no checkpoint yet.
+            InputError: if it cannot be saved.
         """
-        step = self.checkpoints.latest_step()
-        if step is None:
-            raise InputError(f"{self.directory}: the run has no checkpoint yet")
+        for seconds in (*SECONDS_BETWEEN_ATTEMPTS, None):
+            self.save(state)
+            self.checkpoints.check(wait=True)
+            if hosts.all_hold(not self.checkpoints.failure):
+                return
+            if seconds is not None:
+                say(f"trying again in {duration(seconds)}")
+                time.sleep(seconds)
+        raise InputError(
+            f"the checkpoint of step {int(state.step):,} could not be saved in {self.checkpoints.path}: "
+            f"{self.checkpoints.failure}; mend that and start the same command again: it goes on from step "
+            f"{self.checkpoints.saved or 0:,}"
+        )
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest checkpoint that is not damaged, with the shardings of `state`; or `state` if there is none.
+
+        Raises:
+            InputError: if there are checkpoints, and none can be read.
+        """
+        found = self.checkpoints.restore({"parameters": state.parameters, "optimizer": state.optimizer})
+        if found is None:
+            return state
+        step, items = found
+        count = jax.device_put(np.int32(step), state.step.sharding)
+        return TrainState(count, items["parameters"], items["optimizer"])
+
+    def restore_parameters(self) -> Parameters:
+        """The parameters of the newest checkpoint that is not damaged, on one device.
+
+        Raises:
+            InputError: if the run has no checkpoint yet, or none that can be read.
+        """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = {
             name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=device)
-            for name, stored in self.checkpoints.item_metadata(step)["parameters"].items()
+            for name, stored in self.checkpoints.structure("parameters").items()
         }
-        args = ocp.args.Composite(parameters=ocp.args.StandardRestore(shapes))
-        return self.checkpoints.restore(step, args=args)["parameters"]
+        _, items = self.checkpoints.restore({"parameters": shapes})
+        return items["parameters"]
 
     def close(self) -> None:
         """Waits until checkpoints are on disk."""
-        self.checkpoints.wait_until_finished()
         self.checkpoints.close()
 
 

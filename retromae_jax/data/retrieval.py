@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
 
 Parsed = TypeVar("Parsed")
@@ -181,8 +181,8 @@ class Passages(Sequence[Passage]):
         if (indices < 0).any():
             row = int(np.argmax(indices < 0))
             raise InputError(
-                f"{lines.path}:{row + 1}: {self.path.name} has no passage {ids[row].as_py()!r}; take both files from "
-                "one release"
+                f"{lines.path}:{row + 1}: {self.path.name} has no passage {shown(ids[row].as_py())}; take both "
+                "files from one release"
             )
         self._title_lines, self._title_rows = lines, np.full(len(self), -1, np.int64)
         self._title_rows[indices] = np.arange(len(lines))
@@ -307,7 +307,7 @@ def _read_negatives(
                     first = int(np.argmax(indices < 0))
                     number = numbers[int(np.searchsorted(ends, first, side="right"))]
                     raise InputError(
-                        f"{lines.path}:{number}: {passages.path} has no passage {ids[first].as_py()!r}; mend the "
+                        f"{lines.path}:{number}: {passages.path} has no passage {shown(ids[first].as_py())}; mend the "
                         "line, or take negatives that were made for this collection"
                     )
                 yield from zip(queries, np.split(indices.astype(np.int32), ends[:-1]), strict=True)
@@ -517,7 +517,7 @@ def _checked_id(value: str) -> str:
     # Runs and qrels in TREC's format have fields between white space.
     if value.split() != [value]:
         raise _BadLineError(
-            f"the id {value!r} is empty or has white space in it; give the passage or query another one"
+            f"the id {shown(value)} is empty or has white space in it; give the passage or query another one"
         )
     return value
 
@@ -557,14 +557,14 @@ def _json_id(record: dict) -> str:
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     if not isinstance(identifier, str):
-        raise _BadLineError(f"no text under the key '_id'; the line has {', '.join(map(repr, record)) or 'no keys'}")
+        raise _BadLineError(f"no text under the key '_id', but the keys {shown(list(record))}; mend the line")
     return _checked_id(_encodable(identifier, "_id"))
 
 
 def _json_text(record: dict, key: str) -> str:
     text = record.get(key)
     if not isinstance(text, str):
-        raise _BadLineError(f"no text under the key {key!r}; the line has {', '.join(map(repr, record)) or 'no keys'}")
+        raise _BadLineError(f"no text under the key {key!r}, but the keys {shown(list(record))}; mend the line")
     return _encodable(text, key)
 
 
@@ -596,7 +596,7 @@ def _read_queries(path: Path, is_json: bool) -> dict[str, str]:
     for row in range(len(lines)):
         query, text = lines.parsed(row, parse)
         if not text.strip():
-            raise InputError(f"{path}:{row + 1}: the query {query!r} is empty; give it words or remove it")
+            raise InputError(f"{path}:{row + 1}: the query {shown(query)} is empty; give it words or remove it")
         queries[query] = text
     if len(queries) < len(lines):
         _check_unique(pa.array([lines.parsed(row, parse)[0] for row in range(len(lines))]), path)
@@ -610,8 +610,8 @@ def _check_unique(ids: pa.Array, path: Path) -> None:
     _, firsts, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     row = int(np.argmax(firsts[inverse] != np.arange(len(ids))))
     raise InputError(
-        f"{path}:{row + 1}: the id {ids[row].as_py()!r} stands on line {firsts[inverse[row]] + 1} already; remove one "
-        "or give it another id"
+        f"{path}:{row + 1}: the id {shown(ids[row].as_py())} stands on line {firsts[inverse[row]] + 1} already; remove "
+        "one or give it another id"
     )
 
 
@@ -633,7 +633,7 @@ class _Judgements:
         unknown = np.flatnonzero(~np.asarray(is_known, bool))
         if len(unknown) == 0:
             return
-        named = ", ".join(f"{ids[row]!r} (line {row + self.first_line})" for row in unknown[:3])
+        named = ", ".join(f"{shown(ids[row])} (line {row + self.first_line})" for row in unknown[:3])
         raise InputError(
             f"{self.path}: {_counted(len(unknown), 'line')} of {len(ids):,} have a {kind} that {path} lacks: {named}"
             f"{', ...' if len(unknown) > 3 else ''}; take both files from one release"
@@ -644,8 +644,8 @@ class _Judgements:
         for row, (query, passage, grade) in enumerate(zip(self.queries, self.passages, self.grades, strict=True)):
             if qrels.setdefault(query, {}).setdefault(passage, grade) != grade:
                 raise InputError(
-                    f"{self.path}:{row + self.first_line}: query {query!r} and passage {passage!r} were judged "
-                    f"{qrels[query][passage]} on an earlier line; remove one of the two"
+                    f"{self.path}:{row + self.first_line}: query {shown(query)} and passage {shown(passage)} were "
+                    f"judged {qrels[query][passage]} on an earlier line; remove one of the two"
                 )
         return qrels
 
@@ -693,5 +693,5 @@ def _judgement_of_trec(line: str) -> tuple[str, str, int]:
 
 def _grade(field: str) -> int:
     if not _is_integer(field):
-        raise _BadLineError(f"the grade {field!r} is no integer; mend the line, or remove it if it is a header")
+        raise _BadLineError(f"the grade {shown(field)} is no integer; mend the line, or remove it if it is a header")
     return int(field)

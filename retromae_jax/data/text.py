@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -195,7 +195,7 @@ def _read_json_lines(path: Path, text_field: str) -> Iterator[Document]:
             )
         if text_field not in record:
             raise InputError(
-                f"{path}:{number}: no key {text_field!r}, but {', '.join(map(repr, record)) or 'none'}; mend the "
+                f"{path}:{number}: no key {text_field!r}, but the keys {shown(list(record))}; mend the "
                 "line or set --config.text_field"
             )
         text = "" if record[text_field] is None else record[text_field]
@@ -403,7 +403,7 @@ def load_saved_dataset(directory: Path) -> "datasets.Dataset":
 
     try:
         dataset = datasets.load_from_disk(str(directory))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:  # LookupError where it is empty
         raise InputError(
             f"{directory}: no saved Hugging Face dataset that can be read: {_first_line(error)}; make it again"
         ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import progress
 
 Run = dict[str, dict[str, float]]
@@ -65,18 +65,20 @@ def write_run(path: Path, run: Run, tag: str) -> None:
 
 def _check_field(name: str, value: str) -> None:
     if value.split() != [value]:
-        raise InputError(f"the {name} {value!r} is empty or has white space in it, which a TREC run cannot hold")
+        raise InputError(f"the {name} {shown(value)} is empty or has white space in it, which a TREC run cannot hold")
 
 
 def read_run(path: str | Path) -> Run:
     """Reads a run in TREC's format. Its rank column is not used, as in trec_eval.
 
     Raises:
-        InputError: if the file is missing, a line is broken or a passage stands twice under a query.
+        InputError: if the file is missing or empty, a line is broken or a passage stands twice under a query.
     """
     run: Run = {}
     for where, line in _lines(Path(path)):
         _add_line(run, line, where)
+    if not run:
+        raise InputError(f"{path}: the file is empty; make it again")
     return run
 
 
@@ -91,7 +93,7 @@ def iterate_run(path: str | Path) -> Iterator[tuple[str, dict[str, float]]]:
     for where, line in _lines(Path(path)):
         query = _add_line(run, line, where)
         if query in finished:
-            raise InputError(f"{where}: lines of query {query!r} stand apart; sort the run by query")
+            raise InputError(f"{where}: lines of query {shown(query)} stand apart; sort the run by query")
         if len(run) > 1:
             before = next(iter(run))
             finished.add(before)
@@ -125,11 +127,12 @@ def _add_line(run: Run, line: bytes, where: str) -> str:
         score = float(score_field)
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
-        raise InputError(f"{where}: the score {score_field!r} is no finite number; mend the line")
+    # The largest 32-bit float: scores are compared as such.
+    if not abs(score) <= float(np.finfo(np.float32).max):
+        raise InputError(f"{where}: the score {shown(score_field)} is no finite 32-bit number; mend the line")
     scores = run.setdefault(query, {})
     if passage in scores:
-        raise InputError(f"{where}: passage {passage!r} stands twice under query {query!r}; remove one line")
+        raise InputError(f"{where}: passage {shown(passage)} stands twice under query {shown(query)}; remove one line")
     scores[passage] = float(np.float32(score))
     return query
 

@@ -60,7 +60,7 @@ def test_byte_order_mark_carriage_returns_and_blank_lines_are_tolerated(tmp_path
         (b'{"text": "cut', "no valid JSON", "mend or remove the line"),
         (b"not json", "no valid JSON", "mend or remove the line"),
         (b'["text"]', "a JSON list", "a line of its own"),
-        (b'{"id": 1, "body": ""}', "no key 'text', but 'id', 'body'", "--config.text_field"),
+        (b'{"id": 1, "body": ""}', "no key 'text', but the keys ['id', 'body']", "--config.text_field"),
         (b'{"text": 7}', "'text' holds a int", "--config.text_field"),
         (b'{"text": "\\ud83d"}', "surrogate", "mend or remove the line"),
         (b'{"text": "\xff"}', "byte 11 of the line is not UTF-8", "iconv"),

@@ -64,8 +64,8 @@ def test_rank_column_is_not_used(tmp_path):
     [
         (b"q Q0 a 1 1.0", "run.trec:2: 5 fields where 6 are expected"),
         (b"", "run.trec:2: 0 fields where 6 are expected"),
-        (b"q Q0 b 2 high x", "run.trec:2: the score 'high' is no finite number"),
-        (b"q Q0 b 2 nan x", "run.trec:2: the score 'nan' is no finite number"),
+        (b"q Q0 b 2 high x", "run.trec:2: the score 'high' is no finite 32-bit number"),
+        (b"q Q0 b 2 nan x", "run.trec:2: the score 'nan' is no finite 32-bit number"),
         (b"q Q0 a 2 1.0 x", "run.trec:2: passage 'a' stands twice under query 'q'"),
         (b"q Q0 \xff 2 1.0 x", "run.trec:2: byte 6 of the line is not UTF-8"),
     ],

@@ -260,3 +260,26 @@ def test_sigterm_to_one_process_stops_all_with_a_checkpoint(data, tmp_path):
     last = max(int(path.name) for path in checkpoints.iterdir())
     assert f"stopped by SIGTERM after step {last}" in errors
     assert metrics_of(tmp_path / "pretrained")[-1]["step"] == last < 1000
+
+
+@pytest.mark.long
+def test_a_directory_that_is_away_for_a_while_costs_two_processes_checkpoints_only(data, tmp_path):
+    steps = 200
+    script = STAGES.format(stages=("pretrained",)).replace(
+        "stages.run", f"stages.STEPS['num_steps'] = {steps}; stages.run"
+    )
+    first, second = start(with_links(tmp_path, data), 2, 4, script)
+    checkpoints, away = tmp_path / "pretrained" / "checkpoints", tmp_path / "away"
+    while not (checkpoints / "2").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    checkpoints.rename(away)
+    said = next(line for line in first.stderr if "could not be saved" in line)
+    assert "No such file or directory" in said and "training goes on" in said
+    away.rename(checkpoints)
+    _, errors = first.communicate(timeout=240)
+    second.communicate(timeout=240)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "pretrain: finished" in errors
+    assert max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()) == steps
+    assert [line["step"] for line in metrics_of(tmp_path / "pretrained") if "loss" in line] == list(range(1, steps + 1))

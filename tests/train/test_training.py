@@ -73,7 +73,7 @@ def tiny(recipe, **changes):
 
 def parameters_of(run_directory, step=None):
     run = Run(run_directory)
-    assert step is None or run.checkpoints.latest_step() == step
+    assert step is None or run.checkpoints.steps()[-1] == step
     values = jax.device_get(run.restore_parameters())
     run.close()
     return values
@@ -361,6 +361,38 @@ def test_fine_tuning_on_prepared_token_ids_is_that_on_their_texts(pretrained, tm
     (tmp_path / "corpus" / "mapping_id.txt").write_text(mapping)
     with pytest.raises(InputError, match="holds token ids from 40000 to 40000"):
         finetune(tiny("msmarco", workdir=str(tmp_path / "never"), **steps | {"collection": str(tmp_path)}))
+
+
+@pytest.mark.long
+def test_numbers_gone_wrong_end_the_run_and_their_origin_is_found(pretrained, tmp_path):
+    """With such a learning rate, the second step makes parameters whose losses are not finite."""
+    config = tiny("wiki", workdir=str(tmp_path), learning_rate=1e38, skipped_steps_allowed=1, evaluate_every=6)
+    with pytest.raises(InputError, match="not finite in 2 steps in a row, up to step 4") as error:
+        pretrain(config)
+    with np.load(tmp_path / "batch_of_step_4.npz") as batch:
+        assert batch["items"].shape == (8,) and {"items", "token_ids", "lengths"} <= set(batch)
+        assert f"its items in the data are {', '.join(map(str, batch['items']))}" in str(error.value)
+    assert metrics_of(tmp_path)[-1]["skipped_steps"] == 1
+    # What was saved has the parameters from before the first step that was skipped.
+    assert all(np.isfinite(value).all() for value in parameters_of(tmp_path, step=3).values())
+    config.debug_nans = True
+    with pytest.raises(FloatingPointError, match="nan") as origin:
+        pretrain(config)
+    frames = {Path(frame.path).name for frame in origin.traceback}
+    assert frames & {"bert.py", "linear.py", "plain.py", "cross_entropy.py", "masked_lm.py"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["wiki", "dupmae", "cocondenser", "msmarco"])
+def test_looking_for_nans_finds_none_where_none_are(pretrained, tmp_path, recipe):
+    config = tiny(recipe, workdir=str(tmp_path), debug_nans=True, num_steps=3)
+    if recipe == "cocondenser":
+        config.data = str(tmp_path / "blocks")
+        prepare(config)
+    elif recipe != "msmarco":
+        config.data = "data/wiki_tiny"
+    (finetune if recipe == "msmarco" else pretrain)(config)
+    assert metrics_of(tmp_path)[-1]["step"] == 3
 
 
 def test_a_run_without_checkpoints_says_so(pretrained, tmp_path):

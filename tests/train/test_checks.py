@@ -1,0 +1,32 @@
+"""Checks before the first step that need no training to be tried."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+from ml_collections import ConfigDict
+
+from retromae_jax.errors import InputError
+from retromae_jax.models.bert import BertConfig
+from train import checks
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_with_the_other_problems(tmp_path, monkeypatch):
+    """BERT-base has 110 million parameters, of which each, with AdamW's moments, takes 12 bytes."""
+    workdir = tmp_path / "runs" / "new"
+    config = ConfigDict({"workdir": str(workdir), "checkpoints_to_keep": 3, "stall_minutes": 0.0})
+    config.skipped_steps_allowed = -1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 5 * 10**9))
+    with pytest.raises(InputError) as error:
+        checks.fit(checks.watching(config), checks.room(config, BertConfig()))
+    assert "2 problem(s)" in str(error.value)
+    assert "stall_minutes 0.0 is not more than 0; skipped_steps_allowed -1 is less than 0" in str(error.value)
+    assert f"{workdir} has room for 5.0 GB; checkpoints_to_keep 3 of at least 1.3 GB each" in str(error.value)
+    assert "need 5.2 GB" in str(error.value) and not workdir.exists()
+    # What the run's own checkpoints take is room for their successors.
+    (workdir / "checkpoints" / "1").mkdir(parents=True)
+    with (workdir / "checkpoints" / "1" / "data").open("wb") as file:
+        file.truncate(3 * 10**8)
+    assert checks.room(config, BertConfig()) is None
