@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from retromae_jax.logging import progress, table
 
-BASE, LARGE = "google-bert/bert-base-uncased", "google-bert/bert-large-uncased"
-XLM_ROBERTA_LARGE = "FacebookAI/xlm-roberta-large"
+BASE = "google-bert/bert-base-uncased"
 
 
 class Case(NamedTuple):
@@ -25,7 +24,7 @@ class Case(NamedTuple):
     Attributes:
         recipe: of `configs`.
         topology: slice of TPUs.
-        texts: of each chip; for fine-tuning, queries.
+        texts: of each chip.
         init: model whose sizes it has.
         options: of the recipe's config.
     """
@@ -47,24 +46,12 @@ class Case(NamedTuple):
         return f"{self.recipe} {self.topology} {self.texts} {self.model}.json".replace(":", "-").replace(" ", "_")
 
 
-CASES = [
-    # The same work a chip on one host and on a pod, and on each generation.
-    *(Case("wiki", name, 32) for name in ("v5e:2x2", "v5e:16x16", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2")),
-    # The published batches: 256 texts of 512 tokens, 1,024 of 150.
-    Case("wiki", "v5e:4x4", 16),
-    Case("msmarco_pretrain", "v5e:4x4", 64),
-    # Larger models, and what makes them fit.
-    Case("wiki", "v5e:2x2", 16, LARGE),
-    Case("wiki", "v5e:2x2", 16, XLM_ROBERTA_LARGE),
-    Case("wiki", "v5e:2x2", 16, XLM_ROBERTA_LARGE, ("fsdp=4",)),
-    # Fine-tuning: queries with 8 passages each.
-    Case("msmarco", "v5e:2x2", 32),
-]
+# The same work a chip on one host and on a pod, and on other generations.
+CASES = [Case("wiki", name, 32) for name in ("v5e:2x2", "v5e:16x16", "v4:2x2x1", "v5p:2x2x1")]
 
-# Tokens of a published run, and how long it took on 8 A100 GPUs (the RetroMAE repository's README). Wikipedia and
-# BookCorpus have 3.3 billion words (Devlin et al., 2019, section 3.1), about 1.3 tokens each; MS MARCO has 8,841,823
-# passages of about 80 tokens.
-RUNS = {"wiki": (8 * 3.3e9 * 1.3, "about 2 days"), "msmarco_pretrain": (20 * 8_841_823 * 80, "less than 1 day")}
+# Tokens of the published run, and how long it took on 8 A100 GPUs (the RetroMAE repository's README). Wikipedia and
+# BookCorpus have 3.3 billion words (Devlin et al., 2019, section 3.1), about 1.3 tokens each; 8 epochs.
+RUNS = {"wiki": (8 * 3.3e9 * 1.3, "about 2 days")}
 
 
 def report_of(case: Case, directory: Path) -> dict:
