@@ -16,10 +16,16 @@ from retromae_jax.random_bits import mix
 def digests(tree: Any) -> dict[str, int]:
     """The digest of each array of a tree, by the array's path in it."""
     arrays = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-    return {path: int(digest) for path, digest in jax.device_get({p: _digest(x) for p, x in arrays.items()}).items()}
+    # One program, when no other runs: on simulated devices, programs that exchange sums wait for each other forever.
+    found = _digests(jax.block_until_ready(arrays))
+    return {path: int(digest) for path, digest in jax.device_get(found).items()}
 
 
 @jax.jit
+def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: _digest(x) for path, x in arrays.items()}
+
+
 def _digest(x: jax.Array) -> jax.Array:
     """The digest of one array of 32-bit numbers, uint32."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
