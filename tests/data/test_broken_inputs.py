@@ -266,7 +266,7 @@ TABLES = {
     "other column": ({"ids": [[1, 2]]}, "no column 'token_ids', but 'ids'; make"),
     "no lists": ({"token_ids": [1, 2]}, "column 'token_ids' holds int64, not lists of integers"),
     "lists of floats": ({"token_ids": [[1.5]]}, "holds list<.*double>, not lists of integers"),
-    "nulls": ({"token_ids": [[1], None]}, "column 'token_ids' has nulls; make it again"),
+    "nulls": ({"token_ids": [[1], None]}, "column 'token_ids' has nulls; make token blocks with"),
 }
 
 
