@@ -209,7 +209,7 @@ def _finetuning(config, bert, devices):
     passages = queries * config.group_size
     if is_reranking(config):
         objective = Reranking(bert, computation)
-        sizes = {"token_ids": (passages, config.max_length), "lengths": (passages,), "first_lengths": (passages,)}
+        sizes = {"pair_ids": (passages, config.max_length), "pair_lengths": (passages,), "first_lengths": (passages,)}
         lengths = np.full(config.batch_size * config.group_size, config.max_length)
     else:
         objective = finetuning_objective(config).from_config(config, bert, computation)

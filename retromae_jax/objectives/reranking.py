@@ -73,18 +73,19 @@ class Reranking:
 
         Args:
             model: from `model`.
-            batch: of pairs, each query's G behind each other, the relevant passage first: `token_ids` int32
-                [Q * G, L], `lengths` and `first_lengths` [Q * G] (see `Rows.of`); `samples` uint32 [Q], each query's
-                number in the order of the whole run.
+            batch: of pairs, each query's G behind each other, the relevant passage first: `pair_ids` int32
+                [Q * G, L], `pair_lengths` and `first_lengths` [Q * G] (see `Rows.of`); `samples` uint32 [Q], each
+                query's number in the order of the whole run.
             seed: the run's seed.
             axis: the mapped axis of devices; the loss needs nothing of the others.
 
         Returns:
             The mean over this device's queries, and metrics; the batch's are their means over devices.
         """
-        queries, pairs = batch["samples"].size, batch["lengths"].size
+        queries, pairs = batch["samples"].size, batch["pair_lengths"].size
         group = pairs // queries
         samples = jnp.repeat(batch["samples"], group) * group + jnp.arange(pairs, dtype=jnp.uint32) % group
-        rows = Rows.of(batch | {"samples": samples}, seed)
+        texts = {"token_ids": batch["pair_ids"], "lengths": batch["pair_lengths"], "samples": samples}
+        rows = Rows.of(texts | {"first_lengths": batch["first_lengths"]}, seed)
         loss, accuracy = listwise_loss(model(rows, rows.dropout()).reshape(queries, group))
         return loss, {"loss": loss, "accuracy": accuracy}

@@ -26,8 +26,8 @@ def test_eight_devices_train_as_one():
     generator = np.random.default_rng(0)
     lengths = generator.integers(6, length + 1, queries * group).astype(np.int32)
     batch = {
-        "token_ids": generator.integers(1, 50, (queries * group, length)).astype(np.int32),
-        "lengths": lengths,
+        "pair_ids": generator.integers(1, 50, (queries * group, length)).astype(np.int32),
+        "pair_lengths": lengths,
         "first_lengths": generator.integers(3, 6, queries * group).astype(np.int32),
         "samples": np.arange(queries, dtype=np.uint32),
     }

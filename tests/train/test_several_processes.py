@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -55,6 +56,10 @@ hosts.check_shared(Path.cwd(), "--config.workdir")
 while True:
     hosts.wait_for_all("forever")
 """
+
+
+# The parts of gloo's message, each of which it prints as a whole.
+GLOO = r"\[Gloo\] Rank |\d+| is connected to | peer ranks\. Expected number of connected peer ranks is : |\s"
 
 
 def run_stages(stages):
@@ -203,7 +208,8 @@ def test_only_the_first_process_speaks(runs):
     ):
         assert part in said
     assert "MRR@10" in printed
-    assert all(line.startswith("[Gloo]") for line in printed_by_second.splitlines() if line)
+    # But for what gloo says, whose threads may print into each other's lines.
+    assert re.sub(GLOO, "", printed_by_second) == ""
     for part in ("2 processes", "pretrain", "finetune", "encode", "run and scores"):
         assert part not in said_by_second
 
