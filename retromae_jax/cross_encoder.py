@@ -9,7 +9,7 @@ import numpy as np
 
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import open_model
-from retromae_jax.data.batches import padded_length
+from retromae_jax.data.batches import by_length, one_behind
 from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
@@ -19,8 +19,6 @@ from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LENGTH_BUCKETS = 8
 
 
 class CrossEncoder:
@@ -90,15 +88,11 @@ class CrossEncoder:
             batch_size: pairs scored at once; rounded up to a multiple of the number of devices.
         """
         scores = np.empty(len(queries), np.float32)
-        running = None
         with jax.set_mesh(self.mesh):
-            for rows, arrays in self._batches(queries, passages, max_length, batch_size):
-                before, running = running, (rows, self._score(self.weights, *arrays))
-                # While the device works on this batch, the one before it is fetched.
-                if before is not None:
-                    scores[before[0]] = np.asarray(before[1])[: len(before[0])]
-            if running is not None:
-                scores[running[0]] = np.asarray(running[1])[: len(running[0])]
+            batches = self._batches(queries, passages, max_length, batch_size)
+            scored = ((rows, self._score(self.weights, *arrays)) for rows, arrays in batches)
+            for rows, result in one_behind(scored):
+                scores[rows] = np.asarray(result)[: len(rows)]
         return scores
 
     def _batches(
@@ -107,13 +101,6 @@ class CrossEncoder:
         """Numbers of up to `batch_size` pairs of about the same length; their ids, lengths and first lengths."""
         batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         token_ids, lengths, first_lengths = encode_pairs(self.tokenizer, queries, passages, max_length)
-        by_length = np.argsort(-lengths, kind="stable")
-        for first in range(0, len(by_length), batch_size):
-            rows = by_length[first : first + batch_size]
-            length = padded_length(int(lengths[rows].max()), max_length, LENGTH_BUCKETS)
-            filled = np.resize(rows, batch_size)  # the last batch repeats pairs to keep its shape
-            batch = np.full((batch_size, length), self.tokenizer.pad_token_id, np.int32)
-            width = min(length, token_ids.shape[1])
-            batch[:, :width] = token_ids[filled, :width]
-            arrays = (batch, lengths[filled], first_lengths[filled])
-            yield rows, jax.device_put(arrays, parallel.over_batch(self.mesh))
+        pad_id = self.tokenizer.pad_token_id
+        for rows, filled, batch in by_length(token_ids, lengths, batch_size, max_length, pad_id):
+            yield rows, jax.device_put((batch, lengths[filled], first_lengths[filled]), parallel.over_batch(self.mesh))

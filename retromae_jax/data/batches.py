@@ -1,6 +1,14 @@
-"""The order of the training data: batch k is a pure function of the seed and k."""
+"""Batches: the order of the training data, a pure function of the seed; and batches of texts of similar lengths."""
+
+from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
+
+# Row lengths that texts are padded to where they are not trained on; each is compiled once.
+LENGTH_BUCKETS = 8
+
+Item = TypeVar("Item")
 
 
 class BatchOrder:
@@ -57,3 +65,39 @@ def padded_length(longest: int, limit: int, buckets: int) -> int:
     """The row length for texts of up to `longest` tokens: the next of `buckets` equal steps up to `limit`."""
     step = -(-limit // buckets)
     return min(limit, -(-longest // step) * step)
+
+
+def by_length(
+    token_ids: np.ndarray, lengths: np.ndarray, batch_size: int, limit: int, pad_id: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of one size, longest texts first, padded to a few lengths.
+
+    Args:
+        token_ids: int32 [N, L].
+        lengths: tokens of each text, [N].
+        batch_size: texts of a batch, B.
+        limit: the longest text that there may be.
+        pad_id: id of [PAD].
+
+    Yields:
+        Numbers of up to B texts; numbers of B texts, because the last batch repeats some to keep its shape; and the
+        token ids of those, int32 [B, length].
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    for first in range(0, len(longest_first), batch_size):
+        rows = longest_first[first : first + batch_size]
+        length = padded_length(int(lengths[rows].max()), limit, LENGTH_BUCKETS)
+        filled = np.resize(rows, batch_size)
+        batch = np.full((batch_size, length), pad_id, np.int32)
+        width = min(length, token_ids.shape[1])
+        batch[:, :width] = token_ids[filled, :width]
+        yield rows, filled, batch
+
+
+def one_behind(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each when the next one has been made: a device works on that while this one's result is fetched."""
+    running = []
+    for item in items:
+        yield from running
+        running = [item]
+    yield from running

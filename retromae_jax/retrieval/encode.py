@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from retromae_jax import hosts
-from retromae_jax.data.batches import padded_length
+from retromae_jax.data.batches import by_length, one_behind
 from retromae_jax.data.tokenization import encode_batch
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
@@ -16,7 +16,6 @@ from retromae_jax.logging import Progress
 
 # Texts whose lengths are sorted together. Every batch of a window but the last is full.
 WINDOW = 16384
-LENGTH_BUCKETS = 8
 
 
 def encode_on_all_hosts(
@@ -76,19 +75,11 @@ def encode_texts(
     share = range(len(texts)) if share is None else share
     embeddings = np.empty((len(share), encoder.dimension), np.float32) if into is None else into
     with Progress(f"encode {task}", len(share), task) as progress:
-
-        def fetch(rows: np.ndarray, result: jax.Array) -> None:
+        batches = _batches(encoder, texts, share, max_length, batch_size)
+        embedded = ((rows, encoder.embed(token_ids, lengths)) for rows, token_ids, lengths in batches)
+        for rows, result in one_behind(embedded):
             embeddings[rows] = np.asarray(result)[: len(rows)]
             progress.update(len(rows))
-
-        running = None
-        for rows, token_ids, lengths in _batches(encoder, texts, share, max_length, batch_size):
-            before, running = running, (rows, encoder.embed(token_ids, lengths))
-            # While the device works on this batch, the one before it is fetched.
-            if before is not None:
-                fetch(*before)
-        if running is not None:
-            fetch(*running)
     return embeddings
 
 
@@ -99,12 +90,6 @@ def _batches(
     for start in range(0, len(share), WINDOW):
         window = share[start : start + WINDOW]
         token_ids, lengths = encode_batch(encoder.tokenizer, texts[window.start : window.stop], max_length)
-        by_length = np.argsort(-lengths, kind="stable")
-        for first in range(0, len(by_length), batch_size):
-            rows = by_length[first : first + batch_size]
-            length = padded_length(int(lengths[rows].max()), max_length, LENGTH_BUCKETS)
-            filled = np.resize(rows, batch_size)  # the last batch repeats texts to keep its shape
-            batch = np.full((batch_size, length), encoder.tokenizer.pad_token_id, np.int32)
-            width = min(length, token_ids.shape[1])
-            batch[:, :width] = token_ids[filled, :width]
+        pad_id = encoder.tokenizer.pad_token_id
+        for rows, filled, batch in by_length(token_ids, lengths, batch_size, max_length, pad_id):
             yield start + rows, batch, lengths[filled]

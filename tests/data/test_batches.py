@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length, text_numbers
+from retromae_jax.data.batches import BatchOrder, by_length, number_of_steps, one_behind, padded_length, text_numbers
 
 
 def test_each_pass_has_every_item_once_across_batch_boundaries():
@@ -50,3 +50,22 @@ def test_padded_length_takes_the_next_bucket(longest, length):
 def test_padded_length_never_passes_the_limit():
     assert padded_length(30, limit=30, buckets=8) == 30
     assert {padded_length(n, limit=100, buckets=3) for n in range(1, 101)} == {34, 68, 100}
+
+
+def test_batches_by_length_have_each_text_once_in_one_size():
+    lengths = np.array([3, 9, 5, 9, 1])
+    token_ids = np.where(np.arange(9) < lengths[:, None], np.arange(5)[:, None] + 10, 0)
+    seen = []
+    for rows, filled, batch in by_length(token_ids, lengths, batch_size=2, limit=16, pad_id=7):
+        assert len(batch) == len(filled) == 2 and filled[: len(rows)].tolist() == rows.tolist()
+        assert batch.shape[1] == padded_length(lengths[rows].max(), 16, 8)
+        for ids, row in zip(batch, filled, strict=True):
+            assert ids[: lengths[row]].tolist() == [row + 10] * lengths[row]
+        seen += rows.tolist()
+    assert seen == [1, 3, 2, 0, 4]
+
+
+def test_items_come_when_the_next_is_made():
+    made = []
+    for number in one_behind(made.append(i) or i for i in range(3)):
+        assert made == list(range(min(number + 2, 3)))

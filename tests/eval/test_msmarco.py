@@ -14,19 +14,6 @@ VOCABULARY = ["cats", "purr", "dogs", "bark", "apples", "fall", "fruit", "pets"]
 
 
 @pytest.fixture
-def collection(tmp_path: Path) -> Path:
-    """The first query finds its passage at rank 1; the second at rank 2, with titles at rank 1."""
-    directory = tmp_path / "animals"
-    directory.mkdir()
-    (directory / "corpus.tsv").write_text(
-        "0\tpets\tcats purr\n1\tpets\tdogs bark bark\n2\tfruit fruit\tapples fall\n3\t\tapples fall fall\n"
-    )
-    (directory / "queries.dev.tsv").write_text("10\tcats purr\n11\tapples fall fruit\n")
-    (directory / "qrels.dev.tsv").write_text("10\t0\t0\t1\n11\t0\t2\t1\n")
-    return directory
-
-
-@pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Word counts in place of a model; records what was asked for."""
     calls = []

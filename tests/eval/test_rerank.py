@@ -22,16 +22,13 @@ RUN = """\
 
 
 @pytest.fixture
-def collection(tmp_path: Path) -> Path:
-    directory = tmp_path / "animals"
-    directory.mkdir()
-    (directory / "corpus.tsv").write_text(
-        "0\tpets\tcats purr\n1\tpets\tdogs bark bark\n2\tfruit fruit\tapples fall\n3\t\tapples fall fall\n"
-    )
-    (directory / "queries.dev.tsv").write_text("10\tcats purr\n11\tapples fall fruit\n13\tnot in the run\n")
-    (directory / "qrels.dev.tsv").write_text("10\t0\t0\t1\n11\t0\t2\t1\n13\t0\t3\t1\n")
-    (tmp_path / "run.trec").write_text(RUN)
-    return directory
+def collection(collection: Path) -> Path:
+    """With a run beside it, and a query that the run lacks."""
+    with (collection / "queries.dev.tsv").open("a") as queries, (collection / "qrels.dev.tsv").open("a") as qrels:
+        queries.write("13\tnot in the run\n")
+        qrels.write("13\t0\t3\t1\n")
+    (collection.parent / "run.trec").write_text(RUN)
+    return collection
 
 
 @pytest.fixture(autouse=True)

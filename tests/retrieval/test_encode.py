@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from retromae_jax.data import batches
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.retrieval import encode
@@ -34,7 +35,7 @@ def test_embeddings_equal_those_of_sentence_transformers_in_input_order(encoder,
     import sentence_transformers
 
     monkeypatch.setattr(encode, "WINDOW", 16)  # several windows, the last one partly filled
-    monkeypatch.setattr(encode, "LENGTH_BUCKETS", 2)
+    monkeypatch.setattr(batches, "LENGTH_BUCKETS", 2)
     theirs = sentence_transformers.SentenceTransformer(str(minilm_directory), device="cpu")
     theirs.max_seq_length = 12
     found = encode_texts(encoder, TEXTS, max_length=12, batch_size=8)
