@@ -3,7 +3,7 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,21 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
         help="scale embeddings to length 1 (default: the model's own)",
     )
     add_model_arguments(parser)
+
+
+def passage_indices(run: Path, collection: Collection, passages: Sequence[str]) -> np.ndarray:
+    """Indices in the collection of passages that a run names, int64.
+
+    Raises:
+        InputError: if the collection has not all of them.
+    """
+    indices = collection.passages.indices(passages)
+    if (indices < 0).any():
+        raise InputError(
+            f"{run}: {collection.passages.path} has no passage {passages[int(np.argmin(indices))]!r}; take a run of "
+            "this collection"
+        )
+    return indices
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from eval.measure import QUERY_MAX_LENGTH, add_collection_arguments, add_encoder_arguments, positive
+from eval.measure import QUERY_MAX_LENGTH, add_collection_arguments, add_encoder_arguments, passage_indices, positive
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Collection, load_collection
 from retromae_jax.encoder import Encoder
@@ -166,12 +166,7 @@ def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int
         scores = np.full((len(queries), depth), -np.inf, np.float32)
         indices = np.full((len(queries), depth), -1, np.int64)
         passages = [passage for ranked in rankings for passage, _ in ranked]
-        all_indices = collection.passages.indices(passages)
-        if (all_indices < 0).any():
-            raise InputError(
-                f"{path}: {collection.passages.path} has no passage {passages[int(np.argmin(all_indices))]!r}; take a "
-                "run of this collection"
-            )
+        all_indices = passage_indices(path, collection, passages)
         ends = np.cumsum([len(ranked) for ranked in rankings])
         for row, (ranked, end) in enumerate(zip(rankings, ends, strict=True)):
             scores[row, : len(ranked)] = [score for _, score in ranked]

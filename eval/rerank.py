@@ -21,7 +21,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from eval.measure import add_model_arguments, argument_parser, measures_of, open_evaluation, positive, report
+from eval.measure import (
+    add_model_arguments,
+    argument_parser,
+    measures_of,
+    open_evaluation,
+    passage_indices,
+    positive,
+    report,
+)
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.cross_encoder import CrossEncoder
 from retromae_jax.data.retrieval import Collection, read_negatives
@@ -117,12 +125,7 @@ def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[dict[s
     passages = [passage for found in best.values() for passage in found]
     if not passages:
         raise InputError(f"{path}: none of its queries is judged in the split {collection.split!r}; take a run of it")
-    indices = collection.passages.indices(passages)
-    if (indices < 0).any():
-        raise InputError(
-            f"{path}: {collection.passages.path} has no passage {passages[int(np.argmin(indices))]!r}; take a run of "
-            "this collection"
-        )
+    indices = passage_indices(path, collection, passages)
     before = score(best, collection.qrels, measures_of(depth), collection.relevance_level)
     return before.means, np.split(indices, np.cumsum([len(found) for found in best.values()])[:-1])
 

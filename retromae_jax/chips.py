@@ -97,6 +97,7 @@ def tpu_topology(name: str) -> np.ndarray:
         try:
             options = _V4_OPTIONS if name.startswith("v4") else {}
             found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        # One each for a missing compiler, a slice that it does not know, and a platform that JAX does not know.
         except (RuntimeError, ValueError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -118,6 +119,7 @@ def gpu_topology(count: int) -> np.ndarray:
         found = topologies.get_topology_desc(
             platform="cuda", topology_name="h100", target_config=_H100, topology=f"1x1x{count}"
         )
+    # As above.
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"GPUs cannot be compiled for: {str(error).splitlines()[0]}; the compiler comes with: "

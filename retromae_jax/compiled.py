@@ -12,9 +12,11 @@ from typing import NamedTuple
 import jax
 
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
+_BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -65,7 +67,7 @@ def exchanges(text: str) -> dict[str, Exchange]:
         found = _INSTRUCTION.match(line)
         kind = found and found[2].removesuffix("-start")
         if kind in COLLECTIVES:
-            parts = [_size(*shape) for shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", found[1])]
+            parts = [_size(*shape) for shape in _SHAPE.findall(found[1])]
             # What starts an exchange that another instruction ends has its argument among its results, but for a sum.
             whole = kind == found[2] or kind == "all-reduce"
             count[kind] += 1
@@ -75,13 +77,12 @@ def exchanges(text: str) -> dict[str, Exchange]:
 
 def largest_array(text: str) -> tuple[int, str]:
     """Bytes and shape of the largest array in the text of an optimized program."""
-    shapes = set(re.findall(r"\b([a-z]+\d*)\[([\d,]+)\]", text))
-    kind, dimensions = max(shapes, key=lambda shape: _size(*shape))
+    kind, dimensions = max(set(_SHAPE.findall(text)), key=lambda shape: _size(*shape))
     return _size(kind, dimensions), f"{kind}[{dimensions}]"
 
 
 def _size(kind: str, dimensions: str) -> int:
-    return _BYTES.get(kind, 4) * math.prod(int(number) for number in dimensions.split(",") if number)
+    return _BYTES[kind] * math.prod(int(number) for number in dimensions.split(",") if number)
 
 
 def estimated_cycles(text: str, trips: dict[str, float]) -> float:
@@ -91,8 +92,8 @@ def estimated_cycles(text: str, trips: dict[str, float]) -> float:
 
     Args:
         text: of the optimized program.
-        trips: how often a loop's body runs, by a word of its name; the compiler counts it once, and so do loops of
-            other names.
+        trips: how often a loop's body runs, by a part of the loop's line in the text. The compiler counts it once, and
+            so are loops that no part fits counted here.
     """
     cycles, loops, computation = collections.Counter(), {}, ""
     for line in text.splitlines():
@@ -101,5 +102,10 @@ def estimated_cycles(text: str, trips: dict[str, float]) -> float:
         for number in _CYCLES.findall(line):
             cycles[computation] += int(number)
         if found := _LOOP.search(line):
-            loops[found[1]] = next((count for word, count in trips.items() if word in line), 1.0)
-    return sum(number * loops.get(name, 1.0) for name, number in cycles.items())
+            loops[found[1]] = computation, next((count for part, count in trips.items() if part in line), 1.0)
+
+    def times(name: str) -> float:
+        around, count = loops.get(name, ("", 1.0))
+        return count * times(around) if around else count
+
+    return sum(number * times(name) for name, number in cycles.items())

@@ -9,7 +9,12 @@ from retromae_jax import compiled
 TEXT = """\
 HloModule jit_step, is_scheduled=true
 
+%inner_body.1 (arg: (s32[])) -> (s32[]) {
+  %fusion.3 = f32[8,4]{1,0} fusion(%arg), calls=%f, backend_config={"window_config":{"estimated_cycles":"10"}}
+}
+
 %body.1 (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %while.2 = (s32[]) while(%u), condition=%condition.2, body=%inner_body.1, metadata={op_name="jit(step)/inner"}
   %fusion.1 = f32[8,4]{1,0} fusion(%arg), calls=%f, backend_config={"window_config":{"estimated_cycles":"100"}}
 }
 
@@ -37,7 +42,10 @@ def test_the_largest_array():
     assert compiled.largest_array(TEXT) == (200, "bf16[100]")
 
 
-@pytest.mark.parametrize("trips, expected", [({}, 107), ({"loss": 5}, 507), ({"other": 5}, 107)])
+@pytest.mark.parametrize(
+    "trips, expected",
+    [({}, 117), ({"loss": 5}, 557), ({"other": 5}, 117), ({"inner": 3}, 137), ({"loss": 5, "inner": 3}, 657)],
+)
 def test_cycles_of_a_loop_count_as_often_as_it_runs(trips, expected):
     assert compiled.estimated_cycles(TEXT, trips) == expected
 

@@ -9,7 +9,9 @@ given by --init. Memory, exchanges and XLA's FLOPs are the compiler's account; t
 
 - arithmetic: the step's model FLOPs at the chip's bfloat16 rate, which no program can beat;
 - estimated: the cycles that the compiler expects of its instructions, attention's kernels at a half of the chip's rate
-  (heads of 64 fill a half of its matrix unit), and the gradients' exchange at the chip's interconnect bandwidth.
+  (heads of 64 fill a half of its matrix unit), and the gradients' exchange at the chip's interconnect bandwidth. Of the
+  loops, those of the cross-entropy and of a batch's parts count as often as they run; others, DupMAE's over the
+  vocabulary among them, once.
 """
 
 import argparse
@@ -141,7 +143,9 @@ def check(config: ConfigDict, bert: BertConfig, devices: np.ndarray, texts_per_r
     # A ring sends each byte of a sum twice, and of what is gathered or scattered once.
     sent = sum(exchange.bytes * (2 if kind == "all-reduce" else 1) for kind, exchange in exchanges.items())
     exchange_seconds = sent * (count - 1) / count / chip.link_bandwidth
-    cycles = compiled.estimated_cycles(text, {"cross_entropy": step.loss_chunks})
+    parts = 1 if is_finetuning(config) else config.accumulation_parts
+    # The loop over a batch's parts is the step's own.
+    cycles = compiled.estimated_cycles(text, {"cross_entropy": step.loss_chunks, 'op_name="jit(step)/while"': parts})
     kernels = 2 * step.attention_flops / count / chip.bfloat16_flops if "tpu_custom_call" in text else 0.0
     estimated = cycles / chip.clock + kernels + exchange_seconds if chip.clock and cycles else None
     size, shape = compiled.largest_array(text)

@@ -137,8 +137,9 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
     def measure(state: TrainState) -> dict[str, float]:
         measured, sizes = [], []
         # Held-out batches fit where the parts of a training batch do.
-        for start in range(0, len(held_out), config.batch_size // config.accumulation_parts):
-            numbers = np.arange(start, min(start + config.batch_size // config.accumulation_parts, len(held_out)))
+        size = config.batch_size // config.accumulation_parts
+        for start in range(0, len(held_out), size):
+            numbers = np.arange(start, min(start + size, len(held_out)))
             batch = batch_of(held_out[numbers], np.zeros_like(numbers), numbers, FIRST_HELD_OUT_SAMPLE)
             measured.append(evaluate(state.parameters, batch.arrays))
             sizes.append(len(numbers))
