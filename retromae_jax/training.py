@@ -92,8 +92,8 @@ def pretraining_step(
                 first = jax.tree.map(lambda x: x[0], (split, whole))
                 zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.parameters, *first))
                 (gradients, metrics), _ = jax.lax.scan(add_part, zeros, (split, whole))
-        after = apply_gradients(state, gradients, optimizer, metrics["loss"])
-        return after, metrics | {"gradient_norm": optax.tree.norm(gradients)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradients)}
+        return apply_gradients(state, gradients, optimizer, metrics), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -112,13 +112,23 @@ def evaluation_step(
 
 @jax.named_scope("optimizer")
 def apply_gradients(
-    state: TrainState, gradients: parameters.Parameters, optimizer: optax.GradientTransformation, loss: jax.Array
+    state: TrainState,
+    gradients: parameters.Parameters,
+    optimizer: optax.GradientTransformation,
+    metrics: dict[str, jax.Array],
 ) -> TrainState:
-    """The state after one optimizer step; where loss or gradients are not finite, only the step's number changes."""
+    """The state after one optimizer step; where loss or gradients are not finite, only the step's number changes.
+
+    Args:
+        state: before the step.
+        gradients: of the loss.
+        optimizer: the optimizer.
+        metrics: with `loss` and `gradient_norm`.
+    """
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
     after = TrainState(state.step + 1, optax.apply_updates(state.parameters, updates), optimizer_state)
     # One element that is not finite makes the norm so.
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+    is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state._replace(step=after.step))
 
 
@@ -142,7 +152,7 @@ def finetuning_step(
         with parallel.full_precision(objective.computation.dtype):
             gradients, metrics = jax.grad(loss, has_aux=True)(state.parameters)
         gradients, metrics = jax.lax.pmean((gradients, metrics), DEVICES)
-        after = apply_gradients(state, gradients, optimizer, metrics["loss"])
-        return after, metrics | {"gradient_norm": optax.tree.norm(gradients)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradients)}
+        return apply_gradients(state, gradients, optimizer, metrics), metrics
 
     return jax.pmap(step, axis_name=DEVICES, in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from configs import msmarco, rerank, wiki
-from retromae_jax.chips import tpu_topology
+from retromae_jax.chips import topology, tpu_topology
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 from tests.conftest import missing
@@ -126,3 +126,10 @@ def test_the_command(slice_of_four, tmp_path, capsys, monkeypatch):
     assert "--topology is missing" in error_of("--config", "configs/wiki.py").err
     monkeypatch.undo()
     assert "6 rows do not divide over 4 devices" in error_of(*arguments, "--config.batch_size=6").err
+
+
+def test_gpus_need_their_compiler():
+    if importlib.util.find_spec("jax_plugins") is not None:
+        missing("JAX's CUDA plugin is installed")
+    with pytest.raises(InputError, match="pip install --no-deps 'jax-cuda13-plugin"):
+        topology("h100:8")
