@@ -168,12 +168,18 @@ def test_the_kernel_for_tpus_equals_the_formula(monkeypatch, tpu_kernels, per_qu
 
 @pytest.mark.parametrize("per_query", [False, True])
 def test_cudnn_gets_what_equals_the_formula(per_query):
-    """The same call of JAX's, by its own implementation: the library itself needs an NVIDIA GPU."""
-    queries, keys, values, _ = problem()
+    """The same call of JAX's, by its own implementation: the library itself needs an NVIDIA GPU, and even lengths."""
     visible = visibility(per_query)
     nothing = (jnp.zeros((BATCH, QUERIES), jnp.uint32), jnp.zeros((BATCH, KEYS), jnp.uint32))
-    found = cudnn.attention(0.0, queries, keys, values, visible, *nothing, library="xla")
-    np.testing.assert_allclose(found, formula(queries, keys, values, visible, None, 0.0), rtol=1e-5, atol=1e-5)
+    assert QUERIES % 2 and KEYS % 2
+
+    def by_library(queries, keys, values, visible, dropout, rate):
+        return cudnn.attention(rate, queries, keys, values, visible, *nothing, library="xla")
+
+    found = result_and_gradients(by_library, visible, 0.0, *problem())
+    expected = result_and_gradients(formula, visible, 0.0, *problem())
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

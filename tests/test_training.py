@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -82,4 +83,5 @@ def test_a_split_state_is_left_alone_when_loss_or_one_element_of_a_gradient_is_n
     before = jax.device_get(state)
     gradients = jax.device_put({"w": jnp.ones((4, 6)).at[3, 5].set(element), "v": jnp.ones(8)}, split)
     step = jax.jit(functools.partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
-    assert_skipped(step(state, gradients, loss=jnp.float32(loss)), before)
+    metrics = {"loss": jnp.float32(loss), "gradient_norm": optax.tree.norm(gradients)}
+    assert_skipped(step(state, gradients, metrics=metrics), before)
