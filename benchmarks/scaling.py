@@ -16,6 +16,8 @@ from typing import NamedTuple
 from retromae_jax.logging import progress, table
 
 BASE = "google-bert/bert-base-uncased"
+LARGE = "google-bert/bert-large-uncased"
+MULTILINGUAL_LARGE = "FacebookAI/xlm-roberta-large"
 
 
 class Case(NamedTuple):
@@ -46,12 +48,25 @@ class Case(NamedTuple):
         return f"{self.recipe} {self.topology} {self.texts} {self.model}.json".replace(":", "-").replace(" ", "_")
 
 
-# The same work a chip on one host and on a pod, and on other generations.
-CASES = [Case("wiki", name, 32) for name in ("v5e:2x2", "v5e:16x16", "v4:2x2x1", "v5p:2x2x1")]
+CASES = [
+    # The same work a chip on one host and on a pod, for each generation.
+    *(Case("wiki", name, 32) for name in ("v5e:2x2", "v5e:16x16", "v4:2x2x1", "v4:4x4x4", "v5p:2x2x1", "v5p:4x4x4")),
+    *(Case("wiki", name, 32) for name in ("v6e:2x2", "v6e:16x16")),
+    # The published batches: of pretraining on 16 chips, of fine-tuning and of a cross-encoder on 4.
+    Case("wiki", "v5e:4x4", 16),
+    Case("msmarco_pretrain", "v5e:4x4", 64),
+    Case("msmarco", "v5e:2x2", 32),
+    Case("rerank", "v5e:2x2", 8),
+    # Larger models, and one that fits only if its parameters are split.
+    Case("wiki", "v5e:4x4", 16, LARGE),
+    Case("wiki", "v5e:4x4", 8, MULTILINGUAL_LARGE, ("remat=true",)),
+    Case("wiki", "v5e:4x4", 8, MULTILINGUAL_LARGE, ("remat=true", "fsdp=4")),
+]
 
-# Tokens of the published run, and how long it took on 8 A100 GPUs (the RetroMAE repository's README). Wikipedia and
-# BookCorpus have 3.3 billion words (Devlin et al., 2019, section 3.1), about 1.3 tokens each; 8 epochs.
-RUNS = {"wiki": (8 * 3.3e9 * 1.3, "about 2 days")}
+# Tokens of the published runs, and how long they took on 8 A100 GPUs (the RetroMAE repository's README). Wikipedia and
+# BookCorpus have 3.3 billion words (Devlin et al., 2019, section 3.1), about 1.3 tokens each; 8 epochs. MS MARCO has
+# 8,841,823 passages, each counted as the 150 tokens that it is cut to; 20 epochs.
+RUNS = {"wiki": (8 * 3.3e9 * 1.3, "about 2 days"), "msmarco_pretrain": (20 * 8_841_823 * 150, "less than 1 day")}
 
 
 def report_of(case: Case, directory: Path) -> dict:

@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Where `make test` installs the compiler for TPUs.
 sys.path.append(str(Path(sys.prefix) / "tpu-compiler"))
 
+import jax
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -31,6 +32,14 @@ SHARED = Path(os.environ.get("RETROMAE_TEST_DATA", Path(__file__).parents[2] / "
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that a test calls in this process, where JAX runs already, look for no other processes."""
     monkeypatch.setattr(hosts, "start", lambda flags: None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Gives back the memory of what a file compiled: programs of the whole suite would be many gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def missing(what: str) -> None:
