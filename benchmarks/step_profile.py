@@ -25,7 +25,7 @@ from jax.profiler import ProfileData
 from benchmarks.pretrain import MODELS
 from configs import defaults
 from eval.measure import positive
-from retromae_jax import parallel
+from retromae_jax import compiled, parallel
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import table
@@ -36,8 +36,6 @@ from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw
 from retromae_jax.training import initial_state, pretraining_step
 
-# The code's named scopes. The rest is LayerNorm, activations, dropout of states, residuals and embeddings.
-SCOPES = ("masks", "attention", "cross_entropy", "vocabulary_max", "linear", "optimizer")
 PRODUCTS = re.compile(r" (dot|convolution)\(|__onednn|\$dot")
 
 
@@ -52,22 +50,16 @@ def operations(program: str) -> dict[str, tuple[str, bool]]:
             bodies[current].append(line)
             lines[match[1]], owner[match[1]] = line, current
 
-    def scope(text: str) -> str:
-        """The innermost named scope in an operation's name."""
-        path = re.search(r'op_name="([^"]*)"', text)
-        steps = re.split(r"[/()]", path[1]) if path else []
-        return next((step for step in reversed(steps) if step in SCOPES), "")
-
     def scope_of_loop(computation: str) -> str:
         """The scope of most operations in a loop's body, for those that the compiler made and gave no name."""
-        scopes = collections.Counter(filter(None, map(scope, bodies[computation])))
+        scopes = collections.Counter(filter(None, map(compiled.scope, bodies[computation])))
         return scopes.most_common(1)[0][0] if scopes and computation != entry else ""
 
     found = {}
     for name, line in lines.items():
         called = re.search(r"(?:calls|to_apply)=%([\w.-]+)", line)
         text = "\n".join([line, *(bodies[called[1]] if called else [])])
-        found[name] = scope(text) or scope_of_loop(owner[name]) or "rest", PRODUCTS.search(text) is not None
+        found[name] = compiled.scope(text) or scope_of_loop(owner[name]) or "rest", PRODUCTS.search(text) is not None
     return found
 
 
@@ -128,17 +120,17 @@ def profile(arguments: argparse.Namespace) -> None:
     arrays = {"token_ids": token_ids.astype(np.int32), "lengths": lengths, "samples": samples.astype(np.uint32)}
     batch = jax.device_put(arrays, parallel.over_batch(mesh))
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as directory:
-        compiled = step.lower(state, batch).compile()
+        program = step.lower(state, batch).compile()
         seconds = []
         for number in range(arguments.steps + 2):
             if number == arguments.steps + 1:
                 jax.profiler.start_trace(directory)
             started = time.perf_counter()
-            state, metrics = compiled(state, batch)
+            state, metrics = program(state, batch)
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - started)
         jax.profiler.stop_trace()
-        known = operations(compiled.as_text())
+        known = operations(program.as_text())
         own = shares(traced(Path(directory), known))
     best = min(seconds[1:-1])
 
@@ -155,7 +147,7 @@ def profile(arguments: argparse.Namespace) -> None:
     print(table(rows, f"one step, traced: {traced_seconds:.2f} s"))
     rate = device_flops_per_second(jax.local_devices()[0], dtype) * mesh.size
     flops = objective.flops(lengths.reshape(-1))
-    memory = compiled.memory_analysis()
+    memory = compiled.memory(program)
     summary = {
         "best step, s": round(best, 3),
         "tokens/s": round(int(lengths.sum()) / best),
@@ -163,7 +155,7 @@ def profile(arguments: argparse.Namespace) -> None:
         "large product, GFLOP/s": round(rate / 1e9),
         "FLOPs alone, s": round(flops / rate, 3),
         "utilization": f"{flops / rate / best:.0%}",
-        "temporaries, MB": round(memory.temp_size_in_bytes / 1e6),
+        "temporaries, MB": round(memory.temporaries / 1e6),
     }
     print(table([summary]))
 

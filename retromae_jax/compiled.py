@@ -15,11 +15,15 @@ COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "coll
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 
+# The code's named scopes. The rest is LayerNorm, activations, dropout of states, residuals and embeddings.
+SCOPES = ("masks", "attention", "cross_entropy", "vocabulary_max", "linear", "optimizer")
+
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 class Exchange(NamedTuple):
@@ -85,7 +89,14 @@ def _size(kind: str, dimensions: str) -> int:
     return _BYTES[kind] * math.prod(int(number) for number in dimensions.split(",") if number)
 
 
-def estimated_cycles(text: str, trips: dict[str, float]) -> float:
+def scope(instruction: str) -> str:
+    """The innermost of `SCOPES` in the name of an instruction, of which the text is given; empty if there is none."""
+    name = _NAME.search(instruction)
+    steps = re.split(r"[/()]", name[1]) if name else []
+    return next((step for step in reversed(steps) if step in SCOPES), "")
+
+
+def estimated_cycles(text: str, trips: dict[str, float]) -> dict[str, float]:
     """Cycles of a TPU program by its compiler's own estimate of each instruction.
 
     Kernels that are not the compiler's, and exchanges, are not among them.
@@ -94,13 +105,16 @@ def estimated_cycles(text: str, trips: dict[str, float]) -> float:
         text: of the optimized program.
         trips: how often a loop's body runs, by a part of the loop's line in the text. The compiler counts it once, and
             so are loops that no part fits counted here.
+
+    Returns:
+        Cycles by scope, `rest` among them.
     """
-    cycles, loops, computation = collections.Counter(), {}, ""
+    cycles, loops, computation = collections.defaultdict(collections.Counter), {}, ""
     for line in text.splitlines():
         if not line.startswith(" ") and (found := _COMPUTATION.match(line)):
             computation = found[1]
         for number in _CYCLES.findall(line):
-            cycles[computation] += int(number)
+            cycles[computation][scope(line) or "rest"] += int(number)
         if found := _LOOP.search(line):
             loops[found[1]] = computation, next((count for part, count in trips.items() if part in line), 1.0)
 
@@ -108,4 +122,7 @@ def estimated_cycles(text: str, trips: dict[str, float]) -> float:
         around, count = loops.get(name, ("", 1.0))
         return count * times(around) if around else count
 
-    return sum(number * times(name) for name, number in cycles.items())
+    total = collections.Counter()
+    for name, counts in cycles.items():
+        total.update({part: number * times(name) for part, number in counts.items()})
+    return dict(total)

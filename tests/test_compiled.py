@@ -28,7 +28,8 @@ ENTRY %main.2 (p: f32[8,4]) -> f32[8,4] {
   %all-gather-start.1 = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%w)
   %all-gather-done.1 = bf16[16]{0} all-gather-done(%all-gather-start.1)
   %while.1 = (s32[], f32[8,4]) while(%t), condition=%condition.1, body=%body.1, metadata={op_name="jit(step)/loss/a"}
-  ROOT %fusion.2 = f32[8,4]{1,0} fusion(%g), calls=%h, backend_config={"window_config":{"estimated_cycles":"7"}}
+  ROOT %fusion.2 = f32[8,4]{1,0} fusion(%g), metadata={op_name="jit(step)/jvp(linear)/dot"}, \
+backend_config={"window_config":{"estimated_cycles":"7"}}
 }
 """
 
@@ -44,10 +45,16 @@ def test_the_largest_array():
 
 @pytest.mark.parametrize(
     "trips, expected",
-    [({}, 117), ({"loss": 5}, 557), ({"other": 5}, 117), ({"inner": 3}, 137), ({"loss": 5, "inner": 3}, 657)],
+    [({}, 110), ({"loss": 5}, 550), ({"other": 5}, 110), ({"inner": 3}, 130), ({"loss": 5, "inner": 3}, 650)],
 )
 def test_cycles_of_a_loop_count_as_often_as_it_runs(trips, expected):
-    assert compiled.estimated_cycles(TEXT, trips) == expected
+    assert compiled.estimated_cycles(TEXT, trips) == {"rest": expected, "linear": 7}
+
+
+def test_the_innermost_scope_counts():
+    assert compiled.scope('metadata={op_name="jit(step)/transpose(jvp(linear))/cross_entropy/dot"}') == "cross_entropy"
+    assert compiled.scope('metadata={op_name="jit(step)/nonlinear/dot"}') == ""
+    assert compiled.scope("%fusion.2 = f32[8,4]{1,0} fusion(%g)") == ""
 
 
 def test_a_program_tells_its_memory_and_operations():

@@ -143,11 +143,14 @@ def check(config: ConfigDict, bert: BertConfig, devices: np.ndarray, texts_per_r
     # A ring sends each byte of a sum twice, and of what is gathered or scattered once.
     sent = sum(exchange.bytes * (2 if kind == "all-reduce" else 1) for kind, exchange in exchanges.items())
     exchange_seconds = sent * (count - 1) / count / chip.link_bandwidth
-    parts = 1 if is_finetuning(config) else config.accumulation_parts
-    # The loop over a batch's parts is the step's own.
-    cycles = compiled.estimated_cycles(text, {"cross_entropy": step.loss_chunks, 'op_name="jit(step)/while"': parts})
-    kernels = 2 * step.attention_flops / count / chip.bfloat16_flops if "tpu_custom_call" in text else 0.0
-    estimated = cycles / chip.clock + kernels + exchange_seconds if chip.clock and cycles else None
+    accumulated = 1 if is_finetuning(config) else config.accumulation_parts
+    # The loop over an accumulated batch's parts is the step's own.
+    trips = {"cross_entropy": step.loss_chunks, 'op_name="jit(step)/while"': accumulated}
+    cycles = compiled.estimated_cycles(text, trips)
+    parts = {part: number / chip.clock for part, number in cycles.items()} if chip.clock else {}
+    if "tpu_custom_call" in text:
+        parts["attention"] = parts.get("attention", 0.0) + 2 * step.attention_flops / count / chip.bfloat16_flops
+    estimated = sum(parts.values()) + exchange_seconds if parts else None
     size, shape = compiled.largest_array(text)
     return report | {
         "fits": memory.peak <= (1 - RESERVE) * chip.memory,
@@ -160,6 +163,7 @@ def check(config: ConfigDict, bert: BertConfig, devices: np.ndarray, texts_per_r
         "exchanges": {kind: exchange._asdict() for kind, exchange in exchanges.items()},
         "arithmetic_seconds": arithmetic,
         "exchange_seconds": exchange_seconds,
+        "seconds_of_parts": parts,
         "estimated_seconds": estimated,
         "tokens_per_second": step.tokens / estimated if estimated else None,
     }
@@ -334,6 +338,8 @@ def shown(report: dict) -> str:
         ]
         rows += [(name, f"{report[key] * 1e3:,.1f} ms") for key, name in seconds.items()]
         if report["estimated_seconds"]:
+            by_time = sorted(report["seconds_of_parts"].items(), key=lambda part: -part[1])
+            rows += [(f"estimated: {part}", f"{seconds * 1e3:,.1f} ms") for part, seconds in by_time]
             share = report["arithmetic_seconds"] / report["estimated_seconds"]
             rows += [
                 ("estimated step", f"{report['estimated_seconds'] * 1e3:,.1f} ms, utilization {share:.0%}"),
