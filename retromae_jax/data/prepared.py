@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from retromae_jax.data.blocks import TokenLists
 from retromae_jax.data.retrieval import Collection, Lines, Qrels, indices_of
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, one_line
 
 COLUMN = "input_ids"
 PASSAGES, QUERIES, IDS, QRELS = "corpus", "{split}_query", "mapping_id.txt", "{split}_qrels.txt"
@@ -85,7 +85,7 @@ def _read_ids(path: Path, count: int) -> pa.LargeStringArray:
             convert_options=pyarrow.csv.ConvertOptions(column_types={"id": pa.large_string(), "row": pa.int64()}),
         ).combine_chunks()
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not lines `id TAB row`: {error}; {REMEDY}") from error
+        raise InputError(f"{path}: not lines `id TAB row`: {one_line(error)}; {REMEDY}") from error
     rows = table["row"].to_numpy()
     order = np.argsort(rows, kind="stable")
     if not np.array_equal(rows[order], np.arange(count)):

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retromae_jax.errors import InputError, shown
+from retromae_jax.errors import InputError, one_line, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -262,8 +262,8 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
                     yield Document(text or "", size * rows // file.metadata.num_rows)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: the parquet file cannot be read on from row {rows + 1}: {error}; it may be cut short or "
-            "damaged: fetch it again"
+            f"{path}: the parquet file cannot be read on from row {rows + 1}: {one_line(error)}; it may be cut short "
+            "or damaged: fetch it again"
         ) from error
 
 
@@ -387,10 +387,18 @@ class DatasetRows:
 
     def documents(self) -> Iterator[Document]:
         rows = 0
-        for batch in self.dataset.iter(ROWS_PER_BATCH):
-            for text in batch.column(self.text_field).to_pylist():
-                rows += 1
-                yield Document(text or "", self.size * rows // len(self.dataset))
+        try:
+            for batch in self.dataset.iter(ROWS_PER_BATCH):
+                texts = batch.column(self.text_field)
+                texts.validate(full=True)  # Arrow would follow a damaged file's offsets anywhere
+                for text in texts.to_pylist():
+                    rows += 1
+                    yield Document(text or "", self.size * rows // len(self.dataset))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.name}: the dataset cannot be read on from row {rows + 1}: {one_line(error)}; fetch or make it "
+                "again"
+            ) from error
 
 
 def load_saved_dataset(directory: Path) -> "datasets.Dataset":
@@ -403,9 +411,9 @@ def load_saved_dataset(directory: Path) -> "datasets.Dataset":
 
     try:
         dataset = datasets.load_from_disk(str(directory))
-    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:  # LookupError where it is empty
+    except Exception as error:  # broken files make `datasets` raise anything
         raise InputError(
-            f"{directory}: no saved Hugging Face dataset that can be read: {_first_line(error)}; make it again"
+            f"{directory}: no saved Hugging Face dataset that can be read: {one_line(error)}; make it again"
         ) from error
     if isinstance(dataset, datasets.DatasetDict):
         if "train" not in dataset:
@@ -430,12 +438,8 @@ def _load_from_hub(name: str) -> "datasets.Dataset":
         if "script" in str(error):
             remedy = "datasets that run code of their own are not loaded: take a copy of it in parquet"
         raise InputError(
-            f"{name}: neither a file here nor a dataset that the Hugging Face Hub gives: {_first_line(error)}; {remedy}"
+            f"{name}: neither a file here nor a dataset that the Hugging Face Hub gives: {one_line(error)}; {remedy}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 READERS = {
