@@ -58,7 +58,7 @@ def _verdict(workdir: Path, beat: dict) -> tuple[str, bool]:
     if beat["state"] == "finished":
         return f"finished {duration(age)} ago", True
     if beat["state"] == "stopped":
-        return f"stopped by SIGTERM {duration(age)} ago, with a checkpoint", True
+        return f"stopped by a signal {duration(age)} ago, with a checkpoint", True
     if beat["state"] == "failed":
         return f"ended by an error {duration(age)} ago; its output says which", True
     if beat["host"] == socket.gethostname() and not Path(f"/proc/{beat['process']}").exists():

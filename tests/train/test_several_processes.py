@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_only_the_first_process_speaks(runs):
 
 
 def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path, monkeypatch):
-    """A step on two processes with four devices each, one on one with eight, one on one with four."""
+    """A step on two processes with four devices each, one on one with eight, one on a single device."""
     one, two, _ = runs
     stages = ("pretrained", "finetuned")
     moved = tmp_path / "moved"
@@ -227,7 +228,7 @@ def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path, monkeypatch)
     run_stages(stages)
     for stage in stages:
         shutil.rmtree(moved / stage / "checkpoints" / "3")
-    ((_, errors),) = finish(start(moved, 1, 4, STAGES.format(stages=stages)))
+    ((_, errors),) = finish(start(moved, 1, 1, STAGES.format(stages=stages)))
     assert errors.count("3, from step 2 on") == 2
     for stage in stages:
         assert_same_metrics(metrics_of(moved / stage), metrics_of(one / stage), 1e-5)
@@ -252,19 +253,20 @@ def test_disagreement_is_refused_everywhere_and_the_loss_of_a_process_ends_the_o
 
 
 @pytest.mark.long
-def test_sigterm_to_one_process_stops_all_with_a_checkpoint(data, tmp_path):
+@pytest.mark.parametrize("asked_by", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(data, tmp_path, asked_by):
     script = STAGES.format(stages=("pretrained",)).replace("stages.run", "stages.STEPS['num_steps'] = 1000; stages.run")
     first, second = start(with_links(tmp_path, data), 2, 4, script)
     checkpoints = tmp_path / "pretrained" / "checkpoints"
     while not (checkpoints / "1").exists():
         assert first.poll() is None
         time.sleep(0.1)
-    second.terminate()
+    second.send_signal(asked_by)
     _, errors = first.communicate(timeout=120)
     second.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (143, 143)
     last = max(int(path.name) for path in checkpoints.iterdir())
-    assert f"stopped by SIGTERM after step {last}" in errors
+    assert f"stopped by a signal after step {last}" in errors
     assert metrics_of(tmp_path / "pretrained")[-1]["step"] == last < 1000
 
 
