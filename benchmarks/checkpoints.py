@@ -105,8 +105,8 @@ def cost(rows: list[dict[str, object]], step_seconds: float, every: int) -> str:
     rows = rows[1:] or rows
     held_up, saved = (max(row[column] for row in rows) for column in ("held up s", "saved in s"))
     return (
-        f"every {every:,} steps of {step_seconds:g} s, saving costs {held_up / (training + held_up):.2%} of the time, and "
-        f"{saved / (training + saved):.2%} at most"
+        f"every {every:,} steps of {step_seconds:g} s, saving costs {held_up / (training + held_up):.2%} of the time, "
+        f"and {saved / (training + saved):.2%} at most"
     )
 
 

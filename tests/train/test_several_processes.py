@@ -215,24 +215,21 @@ def test_only_the_first_process_speaks(runs):
         assert part not in said_by_second
 
 
-def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path, monkeypatch):
-    """A step on two processes with four devices each, one on one with eight, one on a single device."""
-    one, two, _ = runs
-    stages = ("pretrained", "finetuned")
+def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path):
+    """A step on one process with eight devices, one on two with four each, one on a single device."""
+    one, stages = runs[0], ("pretrained", "finetuned")
     moved = tmp_path / "moved"
-    shutil.copytree(two, moved, symlinks=True)
+    shutil.copytree(one, moved, symlinks=True)
     for stage in stages:
         shutil.rmtree(moved / stage / "checkpoints" / "2")
         shutil.rmtree(moved / stage / "checkpoints" / "3")
-    monkeypatch.chdir(moved)
-    run_stages(stages)
-    for stage in stages:
-        shutil.rmtree(moved / stage / "checkpoints" / "3")
-    ((_, errors),) = finish(start(moved, 1, 1, STAGES.format(stages=stages)))
-    assert errors.count("3, from step 2 on") == 2
-    for stage in stages:
-        assert_same_metrics(metrics_of(moved / stage), metrics_of(one / stage), 1e-5)
-        assert_same_arrays(parameters_of(moved / stage), parameters_of(one / stage), 1e-6)
+    for processes, devices, step in ((2, 4, 1), (1, 1, 2)):
+        (_, said), *_ = finish(start(moved, processes, devices, STAGES.format(stages=stages)))
+        assert said.count(f"3, from step {step} on") == 2
+        for stage in stages:
+            assert_same_metrics(metrics_of(moved / stage), metrics_of(one / stage), 1e-5)
+            assert_same_arrays(parameters_of(moved / stage), parameters_of(one / stage), 1e-6)
+            shutil.rmtree(moved / stage / "checkpoints" / "3")
 
 
 def test_disagreement_is_refused_everywhere_and_the_loss_of_a_process_ends_the_others(tmp_path):
