@@ -103,6 +103,18 @@ MODEL = {
     "1_Pooling/config.json": b'{"word_embedding_dimension": 32, "pooling_mode_cls_token": true}',
 }
 
+RUN = {
+    "run.json": json.dumps(
+        {
+            "command": "finetune",
+            "model": {"hidden_size": 32, "num_attention_heads": 2},
+            "encoder": {"pooling": "cls", "normalize": False, "max_length": 64},
+            "config": {},
+            "data": {},
+        }
+    ).encode()
+}
+
 
 def only_file(directory: Path) -> Path:
     (path,) = directory.iterdir()
@@ -175,5 +187,6 @@ READERS = {
         read_blocks,
         {**saved_dataset(token_ids=((1, 2, 3), (4,))), "prepare.json": b'{"block_length": 8, "tokenizer": "x"}'},
     ),
+    "run directory": Reader(lambda directory: open_model(str(directory)), RUN),
     "model": Reader(lambda directory: open_model(str(directory)), MODEL),
 }

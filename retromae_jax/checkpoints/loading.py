@@ -55,8 +55,11 @@ def open_model(name_or_directory: str) -> Source:
     directory = resolve(name_or_directory)
     if train_state.is_run(directory):
         description = train_state.read_description(directory)
-        config = BertConfig.from_huggingface(description["model"], str(directory / "run.json"))
-        return Source(directory, config, directory / "tokenizer", EncoderSettings(**description["encoder"]))
+        origin, encoder = directory / "run.json", description["encoder"]
+        if encoder.keys() != {field.name for field in dataclasses.fields(EncoderSettings)}:
+            raise InputError(f"{origin}: encoder {shown(encoder)} is not complete; restore the file")
+        config = BertConfig.from_huggingface(description["model"], str(origin))
+        return Source(directory, config, directory / "tokenizer", EncoderSettings(**encoder))
     paths = _modules(directory)
     if unknown := paths.keys() - MODULES:
         raise InputError(

@@ -142,7 +142,7 @@ class Passages(Sequence[Passage]):
                 chunks.append(pa.array(ids, pa.large_string()))
                 progress.update(len(ids))
         self.ids: pa.LargeStringArray = pa.concat_arrays(chunks)
-        _check_unique(self.ids, lines.path)
+        check_unique(self.ids, lines.path)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -176,7 +176,7 @@ class Passages(Sequence[Passage]):
     def join_titles(self, lines: "Lines") -> None:
         """Takes the titles from lines `pid TAB title`; a passage without a line there has none."""
         ids = pa.array([lines.parsed(row, _id_and_text)[0] for row in range(len(lines))], pa.large_string())
-        _check_unique(ids, lines.path)
+        check_unique(ids, lines.path)
         indices = self.indices(ids)
         if (indices < 0).any():
             row = int(np.argmax(indices < 0))
@@ -601,11 +601,12 @@ def _read_queries(path: Path, is_json: bool) -> dict[str, str]:
             raise InputError(f"{path}:{row + 1}: the query {shown(query)} is empty; give it words or remove it")
         queries[query] = text
     if len(queries) < len(lines):
-        _check_unique(pa.array([lines.parsed(row, parse)[0] for row in range(len(lines))]), path)
+        check_unique(pa.array([lines.parsed(row, parse)[0] for row in range(len(lines))]), path)
     return queries
 
 
-def _check_unique(ids: pa.Array, path: Path) -> None:
+def check_unique(ids: pa.Array, path: Path) -> None:
+    """Raises an InputError if one of the ids, which stand on successive lines of a file, stands there twice."""
     if pc.count_distinct(ids).as_py() == len(ids):
         return
     numbers = ids.dictionary_encode().indices.to_numpy()

@@ -140,7 +140,7 @@ BROKEN = {
         (b"10\t0\t\n", "1: the score '' is no finite number; mend"),
         (b"10\t0\t" + b"9" * 5000 + b"\n", "1: the score .* is no finite number; mend"),
         (b"10\t0\t1\n10\t\xff\t1\n", "2: byte 4 of the line is not UTF-8; mend"),
-        (b"\n\n", " the file is empty; fetch or make it again"),
+        (b"\n\n", " none of its queries is trained on; take"),
     ],
     ("prepared", "train_qrels.txt"): [
         (b"q1\td1\nq1\t\xff\n", "2: byte 4 of the line is not UTF-8; mend"),
@@ -149,9 +149,9 @@ BROKEN = {
         (b"", " the file is empty; fetch or make it again"),
     ],
     ("prepared", "corpus/mapping_id.txt"): [
-        (b"d1\t0\nd1\t1\n", " the id 'd1' stands twice; prepare"),
+        (b"d1\t0\nd1\t1\n", "2: the id 'd1' stands on line 1 already; remove"),
         (b"d1\t0\nd2\t0\n", " does not give each of the 2 rows of .*corpus one id; prepare"),
-        (b"d1\t0\nd2\tnan\n", " not lines `id TAB row`: .*; prepare"),
+        (b"d1\t0\nd2\tnan\n", " does not give each of the 2 rows of .*corpus one id; prepare"),
         (b"d1\t0\nd\xff2\t1\n", " not lines `id TAB row`: .*; prepare"),
         (b"", " not lines `id TAB row`: .*; prepare"),
     ],
@@ -266,7 +266,6 @@ def test_token_blocks_that_are_damaged(tmp_path, damage):
         data.unlink()
     elif damage == "offsets":
         content = data.read_bytes()
-        assert content.count(np.arange(0, 300, 3, np.int32).tobytes()) == 1
         offset = content.index(np.arange(0, 300, 3, np.int32).tobytes()) + 40 * 4
         data.write_bytes(content[:offset] + np.int32(2**30).tobytes() + content[offset + 4 :])
     else:

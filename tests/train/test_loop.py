@@ -49,7 +49,8 @@ def train(directory, losses, during=lambda step: None, measured=lambda loss: los
 
     run = Run(directory, 2)
     run.command = "pretrain"
-    (directory / "run.json").write_text('{"command": "pretrain"}')
+    described = {"command": "pretrain", "model": {}, "encoder": {}, "config": {}, "data": {}}
+    (directory / "run.json").write_text(json.dumps(described))
     config = CONFIG.copy_and_resolve_references()
     config.update(changes)
     state = run.restore(initial())
