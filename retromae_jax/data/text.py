@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retromae_jax.errors import InputError, one_line, shown
+from retromae_jax.files import read_json
 
 if TYPE_CHECKING:
     import datasets
@@ -409,17 +411,26 @@ def load_saved_dataset(directory: Path) -> "datasets.Dataset":
     """
     import datasets
 
+    path = directory
+    if (directory / "dataset_dict.json").is_file():
+        path = directory / "train"
+        if not path.is_dir():
+            splits = sorted(state.parent.name for state in directory.glob("*/state.json"))
+            raise InputError(f"{directory}: no split `train`; name one of {_inside(directory, splits)}")
     try:
-        dataset = datasets.load_from_disk(str(directory))
+        _check_data_files(path)
+        return datasets.load_from_disk(str(path))
     except Exception as error:  # broken files make `datasets` raise anything
         raise InputError(
-            f"{directory}: no saved Hugging Face dataset that can be read: {one_line(error)}; make it again"
+            f"{path}: no saved Hugging Face dataset that can be read: {one_line(error)}; make it again"
         ) from error
-    if isinstance(dataset, datasets.DatasetDict):
-        if "train" not in dataset:
-            raise InputError(f"{directory}: no split `train`; name one of {_inside(directory, dataset)}")
-        dataset = dataset["train"]
-    return dataset
+
+
+def _check_data_files(directory: Path) -> None:
+    """Raises a ValueError if a saved dataset says that a file of its is outside of its directory."""
+    for file in read_json(directory / "state.json")["_data_files"]:
+        if not Path(os.path.normpath(directory / file["filename"])).is_relative_to(os.path.normpath(directory)):
+            raise ValueError(f"its file {shown(file['filename'])} is outside of it")
 
 
 def _inside(directory: Path, names: Iterable[str]) -> str:

@@ -35,7 +35,8 @@ def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
             "or name another directory as tokenizer"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        # Left out, a tokenizer with code of its own would make it ask on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{name_or_directory}: no tokenizer can be read there: {one_line(error)}") from error
     if not tokenizer.is_fast or None in (

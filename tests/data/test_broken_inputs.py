@@ -253,6 +253,16 @@ def test_a_directory_that_is_no_saved_dataset(tmp_path):
         assert "no saved Hugging Face dataset that can be read: " in refused(read_blocks, tmp_path)
 
 
+def test_a_saved_dataset_keeps_to_its_directory(tmp_path):
+    Dataset.from_dict({"token_ids": [[1]]}).save_to_disk(tmp_path / "other")
+    Dataset.from_dict({"token_ids": [[1]]}).save_to_disk(tmp_path / "blocks")
+    (data,) = (tmp_path / "other").glob("*.arrow")
+    state = json.loads((tmp_path / "blocks" / "state.json").read_text())
+    for outside in (str(data), f"../other/{data.name}"):
+        (tmp_path / "blocks" / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": outside}]}))
+        assert f"its file '{outside}' is outside of it; make" in refused(read_blocks, tmp_path / "blocks")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "offsets", "description"])
 def test_token_blocks_that_are_damaged(tmp_path, damage):
     directory = tmp_path / "blocks"
