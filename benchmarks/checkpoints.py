@@ -1,10 +1,14 @@
-"""Measures how long checkpoints take, and how large they are.
+"""Measures how long checkpoints take, how large they are, and what they cost a training.
 
-    python -m benchmarks.checkpoints --directory /a/directory/on/the/disk
+    python -m benchmarks.checkpoints --directory /a/directory/on/the/disk --step-seconds 0.4
 
 A model of BERT-base's size with RetroMAE's decoder and AdamW's state, all of random numbers, which cannot be
 compressed, is saved and restored a few times. `held up` is how long a training stands still for a save; the rest is
 written beside it. Files that were just written are read from memory, so that a restore from a cold disk takes longer.
+
+Last comes the share of a training's time that saving costs at the default `checkpoint_every`, in the slowest round but
+the first: what the training is held up, and at most, if it could compute nothing beside the writing, the whole save.
+`--step-seconds` is how long a step takes: its tokens divided by `tokens_per_second` in metrics.jsonl.
 """
 
 import argparse
@@ -79,14 +83,31 @@ def measure(directory: Path, model: str, rounds: int) -> list[dict[str, object]]
             {
                 "round": number,
                 "GB": f"{size / 1e9:.2f}",
-                "saved in s": f"{saved:.1f}",
-                "held up s": f"{held_up:.1f}",
-                "of it digests s": f"{digested:.1f}",
-                "restored in s": f"{restored:.1f}",
+                "saved in s": saved,
+                "held up s": held_up,
+                "of it digests s": digested,
+                "restored in s": restored,
             }
         )
         say(f"round {number} of {rounds} is done")
     return rows
+
+
+def cost(rows: list[dict[str, object]], step_seconds: float, every: int) -> str:
+    """The share of a training's time that saving costs, in words.
+
+    Args:
+        rows: of `measure`.
+        step_seconds: how long a step takes.
+        every: steps between checkpoints.
+    """
+    training = every * step_seconds
+    rows = rows[1:] or rows
+    held_up, saved = (max(row[column] for row in rows) for column in ("held up s", "saved in s"))
+    return (
+        f"every {every:,} steps of {step_seconds:g} s, saving costs {held_up / (training + held_up):.2%} of the time, "
+        f"and {saved / (training + saved):.2%} at most"
+    )
 
 
 @exits_on_input_error
@@ -99,11 +120,18 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True, metavar="DIR", help="on the disk to measure")
     parser.add_argument("--model", choices=MODELS, default="base", help="size of the model (default: base)")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="default: 3; the first one compiles")
+    parser.add_argument(
+        "--step-seconds", type=float, required=True, metavar="S", help="how long a step of the training takes"
+    )
     arguments = parser.parse_args()
+    if not arguments.step_seconds > 0:
+        parser.error(f"--step-seconds {arguments.step_seconds} is not above 0")
     arguments.directory.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(dir=arguments.directory))
     try:
-        print(table(measure(place, arguments.model, arguments.rounds)))
+        rows = measure(place, arguments.model, arguments.rounds)
+        print(table(rows))
+        print(cost(rows, arguments.step_seconds, defaults.pretraining().checkpoint_every))
     finally:
         shutil.rmtree(place)
 

@@ -18,6 +18,7 @@ import matplotlib
 
 from retromae_jax.data.retrieval import load_collection
 from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.files import read_json
 from retromae_jax.logging import table
 from retromae_jax.retrieval.runs import ranking, read_run
 
@@ -80,10 +81,7 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
 
 
 def _read_evaluation(directory: Path) -> dict:
-    try:
-        return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory / 'metrics.json'}: {error}; run the evaluation again") from error
+    return read_json(directory / "metrics.json", dict, "run the evaluation again")
 
 
 def _read_curves(directory: Path) -> list[dict[str, float]]:

@@ -19,6 +19,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-20:]}"
 
 
+def one_line(error: Exception) -> str:
+    """What a library's error says, in one line that is short enough for a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:300]} ..."
+
+
 def exits_on_input_error(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Decorates a command's `main`: an `InputError` ends it with the line `error: ...` and exit status 2."""
 

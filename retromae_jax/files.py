@@ -1,7 +1,11 @@
-"""Files that are whole or not there, however a process ends."""
+"""Small files: written whole or not at all, however a process ends, and read with what is wrong with them."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from retromae_jax.errors import InputError, one_line
 
 
 def replace(path: Path, text: str) -> None:
@@ -13,3 +17,25 @@ def replace(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.incomplete")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def read_json(path: Path, kind: type = dict, remedy: str = "fetch or make it again") -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: the file.
+        kind: what it must hold, a `dict` or a `list`.
+        remedy: what to do about a broken one.
+
+    Raises:
+        InputError: if it cannot be read, is not valid or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {one_line(error)}; {remedy}") from error
+    if not isinstance(content, kind):
+        raise InputError(f"{path}: a JSON {type(content).__name__} where a {kind.__name__} is expected; {remedy}")
+    return content

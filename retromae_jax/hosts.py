@@ -10,13 +10,16 @@ They watch each other. When one is lost (killed, crashed, cut off), JAX ends all
 from C++ and with SIGABRT, so that nothing of Python runs any more; its message calls process I "task I", and process 0
 the leader. To go on, start the same command on all hosts again: a training resumes from its newest checkpoint.
 
-SIGTERM to one process stops a training on all of them, after a step and with a checkpoint.
+SIGTERM (or Ctrl-C) to one process stops a training on all of them, after a step and with a checkpoint. SIGTERM is also
+how TPU VMs and SLURM give notice of preemption.
 """
 
 import argparse
 import hashlib
 import os
+import signal
 from pathlib import Path
+from types import FrameType
 
 import jax
 import numpy as np
@@ -90,9 +93,39 @@ def all_hold(is_so: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(is_so))))
 
 
-def stop_is_asked(step: int) -> bool:
-    """Whether a process got SIGTERM and this is the step that all stop at; to be asked by all after every step."""
-    return multihost_utils.reached_preemption_sync_point(step)
+class StopSignals:
+    """While it is entered, SIGTERM and Ctrl-C end no process, but ask all to stop together after a step.
+
+    A second Ctrl-C ends the process at once.
+    """
+
+    def __enter__(self) -> "StopSignals":
+        self._is_asked = False
+        # In a cluster, even of one process, JAX takes SIGTERM itself, in C++, and tells the other processes.
+        numbers = (signal.SIGINT,) if jax.distributed.is_initialized() else (signal.SIGINT, signal.SIGTERM)
+        self._handlers = {number: signal.signal(number, self._take_note) for number in numbers}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _take_note(self, number: int, frame: FrameType | None) -> None:
+        self._is_asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if jax.distributed.is_initialized():
+                os.kill(os.getpid(), signal.SIGTERM)
+            # Not by `say`, in the middle of which the signal may have come.
+            os.write(
+                2, b"\nCtrl-C: the run stops after this step, with a checkpoint; once more, and it stops at once\n"
+            )
+
+    def are_given(self, step: int) -> bool:
+        """Whether this is the step that all stop at; to be asked by all after every step."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._is_asked
 
 
 def part() -> None:

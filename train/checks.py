@@ -2,18 +2,19 @@
 
 import dataclasses
 import difflib
+import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 from ml_collections import ConfigDict
 
 from retromae_jax import masking
-from retromae_jax.checkpoints.loading import Source
+from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.blocks import TokenBlocks
-from retromae_jax.data.tokenization import fingerprint
+from retromae_jax.data.tokenization import fingerprint, load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = ("bfloat16", "float32")
+Result = TypeVar("Result")
 
 
 def fit(*problems: str | None) -> None:
@@ -28,6 +30,38 @@ def fit(*problems: str | None) -> None:
     found = [problem for problem in problems if problem]
     if found:
         raise InputError("\n  ".join([f"the run cannot start, {len(found)} problem(s):", *found]))
+
+
+def attempt(function: Callable[..., Result], *args: Any) -> tuple[Result | None, str | None]:
+    """What a function returns, and None; or None, and the problem if it raises an InputError."""
+    try:
+        return function(*args), None
+    except InputError as error:
+        return None, str(error)
+
+
+class Start(NamedTuple):
+    """What a training starts from.
+
+    Attributes:
+        source: the model to start from; None starts at random.
+        bert: family and sizes of the model.
+        tokenizer: the model's.
+    """
+
+    source: Source | None
+    bert: BertConfig
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def start(config: ConfigDict, open_source: Callable[[str], Source] = open_model) -> Start:
+    """Opens the model to start from and its tokenizer, as `init`, `model` and `tokenizer` of the config say.
+
+    Raises:
+        InputError: if one of them cannot be opened.
+    """
+    source = open_source(config.init) if config.init else None
+    return Start(source, model_sizes(config, source), load_tokenizer(tokenizer_of(config, source)))
 
 
 def tokenizer_of(config: ConfigDict, source: Source | None) -> str:
@@ -58,15 +92,28 @@ def whole_numbers(config: ConfigDict, **least: int) -> str | None:
     return "; ".join(small) or None
 
 
+def above_zero(config: ConfigDict, *keys: str) -> str | None:
+    """A problem if settings are not finite numbers above 0."""
+    return "; ".join(f"{key} {config[key]} is not above 0" for key in keys if not 0 < config[key] < math.inf) or None
+
+
+def existing(config: ConfigDict, *keys: str) -> str | None:
+    """A problem if there are not the files and directories that settings name."""
+    paths = [(key, path) for key in keys for path in ([config[key]] if isinstance(config[key], str) else config[key])]
+    return (
+        "; ".join(f"{key} {path!r} is not there" for key, path in paths if not path or not Path(path).exists()) or None
+    )
+
+
 def shares(config: ConfigDict, *keys: str) -> str | None:
     """A problem if settings that are shares are not between 0 and 1."""
     return "; ".join(f"{key} {config[key]} is not between 0 and 1" for key in keys if not 0 <= config[key] < 1) or None
 
 
 def batch(config: ConfigDict, parts: int = 1) -> str | None:
-    """A problem if the batch does not divide over the devices, and that of each into parts."""
+    """A problem if the batch does not divide over the devices, and the share of each into parts (0: no matter)."""
     devices = jax.device_count()
-    if config.batch_size % (devices * parts):
+    if parts > 0 and config.batch_size % (devices * parts):
         into = f" in {parts} parts" if parts > 1 else ""
         return (
             f"batch_size {config.batch_size} does not divide over {devices} devices{into}; "
@@ -76,9 +123,9 @@ def batch(config: ConfigDict, parts: int = 1) -> str | None:
 
 
 def split(config: ConfigDict, bert: BertConfig) -> str | None:
-    """A problem if parameters cannot be split over as many devices as asked."""
+    """A problem if parameters cannot be split over as many devices as asked (if they are more than 0)."""
     devices, width = jax.device_count(), bert.hidden_size
-    if devices % config.fsdp or width % config.fsdp:
+    if config.fsdp > 0 and (devices % config.fsdp or width % config.fsdp):
         possible = [str(number) for number in range(1, devices + 1) if devices % number == width % number == 0]
         return (
             f"fsdp {config.fsdp} does not divide both the {devices} devices and the model's hidden_size {width}; "

@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from retromae_jax import hosts, parallel
-from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.prepared import TokenizedTexts, is_prepared, load_prepared
 from retromae_jax.data.retrieval import PassageTexts, load_collection, read_negatives
 from retromae_jax.data.teacher_scores import MISSING, TeacherScores, read_teacher_scores, with_scores
-from retromae_jax.data.tokenization import add_special_tokens, encode_batch, load_tokenizer
+from retromae_jax.data.tokenization import add_special_tokens, encode_batch
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import POOLINGS
@@ -35,13 +34,14 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         InputError: if config, data, tokenizer and model do not fit together.
     """
     # Settings, model and data, checked against each other before any work.
-    source = open_model(config.init) if config.init else None
-    bert = checks.model_sizes(config, source)
-    tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
-    checks.fit(
+    start, no_start = checks.attempt(checks.start, config)
+    problems = [
+        no_start,
+        checks.existing(config, "collection", "negatives", "teacher_scores"),
         checks.whole_numbers(config, batch_size=1, group_size=1, length_buckets=1, log_every=1, checkpoint_every=1),
         checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
         checks.whole_numbers(config, gradient_cache_chunk=0, contrastive_weight=0),
+        checks.above_zero(config, "learning_rate", "num_epochs", "clip_norm", "temperature"),
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
         checks.watching(config),
@@ -51,12 +51,17 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         checks.known("missing_scores", config.missing_scores, MISSING),
         checks.known("distillation_loss", config.distillation_loss, LOSSES),
         checks.distillation(config),
-        checks.dimensions("matryoshka_dims", config.matryoshka_dims, bert),
-        checks.vocabulary(tokenizer, bert),
-        checks.positions("query_max_length", config.query_max_length, bert),
-        checks.positions("passage_max_length", config.passage_max_length, bert),
-        checks.room(config, bert),
-    )
+    ]
+    if start:
+        problems += [
+            checks.dimensions("matryoshka_dims", config.matryoshka_dims, start.bert),
+            checks.vocabulary(start.tokenizer, start.bert),
+            checks.positions("query_max_length", config.query_max_length, start.bert),
+            checks.positions("passage_max_length", config.passage_max_length, start.bert),
+            checks.room(config, start.bert),
+        ]
+    checks.fit(*problems)
+    source, bert, tokenizer = start
     mesh = parallel.data_mesh()
     data = load(config)
     if isinstance(data.passages, TokenizedTexts):

@@ -69,7 +69,7 @@ def train(
     Raises:
         InputError: if there are too few steps to trace, too many were skipped in a row, or the last checkpoint cannot
             be saved.
-        SystemExit: when SIGTERM stopped the run.
+        SystemExit: when SIGTERM or Ctrl-C stopped the run.
     """
     name, first_step, stopped = run.command, int(state.step), False
     profiled = Profile(run.directory, first_step, num_steps) if profile else None
@@ -93,6 +93,7 @@ def train(
         return loss
 
     with (
+        hosts.StopSignals() as stop_signals,
         Progress(name, num_steps, "steps", first_step) as progress,
         Heartbeat(run, num_steps, unit, config.stall_minutes) as heartbeat,
         contextlib.closing(run),
@@ -113,7 +114,7 @@ def train(
                 profiled.after(step, state)
             finished = step + 1
             last = finished == num_steps
-            stopped = not last and hosts.stop_is_asked(finished)
+            stopped = not last and stop_signals.are_given(finished)
             is_logged = last or stopped or finished % config.log_every == 0
             # The step before this one is surely done: reading its loss does not hold up the device.
             loss = look_at(unread)
@@ -147,7 +148,7 @@ def train(
                 heartbeat.state = "stopped"
                 break
     if stopped:
-        say(f"{name}: stopped by SIGTERM after step {finished:,}; the same command goes on from there")
+        say(f"{name}: stopped by a signal after step {finished:,}; the same command goes on from there")
         raise SystemExit(128 + signal.SIGTERM)
     say(f"{name}: finished, {run.directory}")
 

@@ -6,6 +6,8 @@ The same command runs on a TPU pod, on GPUs and on a CPU. Started again with the
 from the newest checkpoint there.
 """
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,13 +20,13 @@ from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
 from retromae_jax.data.blocks import TokenBlocks
 from retromae_jax.data.packing import SPECIAL_TOKENS, RowMaker, room_for_texts
 from retromae_jax.data.spans import SpanPairs
-from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Computation
+from retromae_jax.models.decoder import DECODER_QUERIES
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw, learning_rate_schedule
@@ -45,34 +47,39 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
         InputError: if config, data, tokenizer and model do not fit together.
     """
     # Settings, data and model, checked against each other before any work.
-    checks.fit(
+    data, no_data = checks.attempt(_open_data, config)
+    start, no_start = checks.attempt(checks.start, config, _open_source)
+    problems = [
+        no_data,
+        no_start,
         checks.whole_numbers(config, batch_size=1, shape_buckets=1, log_every=1, evaluate_every=1, checkpoint_every=1),
         checks.whole_numbers(
             config, fsdp=1, accumulation_parts=1, validation_blocks=0, num_steps=0, checkpoints_to_keep=1, seed=0
         ),
-        checks.watching(config),
+        checks.above_zero(config, "learning_rate", "num_epochs", "clip_norm"),
         checks.shares(config, "encoder_mask_probability", "decoder_mask_probability", "warmup_fraction"),
-        checks.saving(config),
         checks.known("objective", config.objective, OBJECTIVES),
-    )
-    blocks = TokenBlocks(config.data)
-    # What the order is made of and batches are counted in: blocks, or documents with two spans each.
-    items = SpanPairs(blocks, config.seed) if OBJECTIVES[config.objective].PAIRS_OF_SPANS else blocks
-    source = _open_source(config.init) if config.init else None
-    bert = checks.model_sizes(config, source)
-    tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
-    vocabulary = Vocabulary.of(tokenizer)
-    checks.fit(
-        checks.batch(config, config.accumulation_parts),
-        checks.split(config, bert),
+        checks.known("decoder_query", config.decoder_query, DECODER_QUERIES),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
-        checks.vocabulary(tokenizer, bert),
-        checks.same_vocabulary(config.data, blocks, tokenizer),
-        checks.positions("block_length", config.block_length, bert),
+        checks.watching(config),
+        checks.saving(config),
+        checks.batch(config, config.accumulation_parts),
         checks.maskable(config),
-        checks.enough_items(config, len(items), items.unit),
-        checks.room(config, bert),
-    )
+    ]
+    if start:
+        problems += [
+            checks.split(config, start.bert),
+            checks.vocabulary(start.tokenizer, start.bert),
+            checks.positions("block_length", config.block_length, start.bert),
+            checks.room(config, start.bert),
+        ]
+    if data:
+        problems.append(checks.enough_items(config, len(data.items), data.items.unit))
+    if data and start:
+        problems.append(checks.same_vocabulary(config.data, data.blocks, start.tokenizer))
+    checks.fit(*problems)
+    (blocks, items), (source, bert, tokenizer) = data, start
+    vocabulary = Vocabulary.of(tokenizer)
     cut = np.maximum(blocks.lengths + SPECIAL_TOKENS - config.block_length, 0).sum() / blocks.lengths.sum()
     if cut:
         say(f"{config.data}: {cut:.1%} of the tokens are beyond block_length {config.block_length} and not read")
@@ -115,8 +122,8 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
     optimizer = adamw(schedule, config.weight_decay, config.clip_norm)
     run = Run(config.workdir, config.checkpoints_to_keep)
     settings = EncoderSettings("cls", False, config.block_length)
-    data = {"blocks": len(blocks), items.unit: len(items), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
-    run.begin("pretrain", bert, settings, config.to_dict(), data, tokenizer)
+    sizes = {"blocks": len(blocks), items.unit: len(items), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
+    run.begin("pretrain", bert, settings, config.to_dict(), sizes, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, mesh)
     state = run.restore(state)
     flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], computation.dtype)
@@ -159,6 +166,25 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
             flops_per_second,
             profile,
         )
+
+
+class Data(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        blocks: all token blocks.
+        items: what the order is made of and batches are counted in: the blocks, or documents with two spans each.
+    """
+
+    blocks: TokenBlocks
+    items: TokenBlocks | SpanPairs
+
+
+def _open_data(config: ConfigDict) -> Data:
+    blocks = TokenBlocks(config.data)
+    # An unknown objective is a problem of its own.
+    is_of_pairs = config.objective in OBJECTIVES and OBJECTIVES[config.objective].PAIRS_OF_SPANS
+    return Data(blocks, SpanPairs(blocks, config.seed) if is_of_pairs else blocks)
 
 
 def _open_source(name_or_directory: str) -> Source:

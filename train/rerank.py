@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from retromae_jax import hosts, parallel
-from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.retrieval import load_collection, read_negatives
-from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
+from retromae_jax.data.tokenization import encode_pairs
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import EncoderSettings
@@ -30,21 +29,27 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         InputError: if config, data, tokenizer and model do not fit together.
     """
     # Settings, model and data, checked against each other before any work.
-    source = open_model(config.init) if config.init else None
-    bert = checks.model_sizes(config, source)
-    tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
-    checks.fit(
+    start, no_start = checks.attempt(checks.start, config)
+    problems = [
+        no_start,
+        checks.existing(config, "collection", "negatives"),
         checks.whole_numbers(config, batch_size=1, group_size=2, length_buckets=1, log_every=1, checkpoint_every=1),
         checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
+        checks.above_zero(config, "learning_rate", "num_epochs", "clip_norm"),
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
         checks.watching(config),
         checks.batch(config),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
-        checks.vocabulary(tokenizer, bert),
-        checks.positions("max_length", config.max_length, bert, shortest=8),
-        checks.room(config, bert),
-    )
+    ]
+    if start:
+        problems += [
+            checks.vocabulary(start.tokenizer, start.bert),
+            checks.positions("max_length", config.max_length, start.bert, shortest=8),
+            checks.room(config, start.bert),
+        ]
+    checks.fit(*problems)
+    source, bert, tokenizer = start
     mesh = parallel.data_mesh()
     collection = load_collection(config.collection, config.split)
     relevant = dict(zip(collection.queries, collection.relevant_passages(), strict=True))

@@ -7,7 +7,6 @@ It reads files of the run's directory only, so it runs on any machine that sees 
 
 import argparse
 import datetime
-import json
 import shlex
 import socket
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from retromae_jax.checkpoints.train_state import is_run, read_description
 from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.files import read_json
 from retromae_jax.logging import duration
 from train.heartbeat import FILE
 
@@ -48,12 +48,7 @@ def status(workdir: Path) -> str:
 
 
 def _heartbeat(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}; remove it, a run writes it anew") from error
+    return read_json(path, dict, "remove it, a run writes it anew") if path.exists() else None
 
 
 def _verdict(workdir: Path, beat: dict) -> tuple[str, bool]:
@@ -63,7 +58,7 @@ def _verdict(workdir: Path, beat: dict) -> tuple[str, bool]:
     if beat["state"] == "finished":
         return f"finished {duration(age)} ago", True
     if beat["state"] == "stopped":
-        return f"stopped by SIGTERM {duration(age)} ago, with a checkpoint", True
+        return f"stopped by a signal {duration(age)} ago, with a checkpoint", True
     if beat["state"] == "failed":
         return f"ended by an error {duration(age)} ago; its output says which", True
     if beat["host"] == socket.gethostname() and not Path(f"/proc/{beat['process']}").exists():

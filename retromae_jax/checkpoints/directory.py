@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from retromae_jax import hosts
 from retromae_jax.checkpoints.digests import digests
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, one_line
 from retromae_jax.logging import say
 
 DIGESTS = "digests"
@@ -229,5 +229,4 @@ def _reason(error: Exception) -> str:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
-    lines = str(error).splitlines() or [""]
-    return (lines[0][:300] or type(error).__name__).rstrip()
+    return one_line(error)

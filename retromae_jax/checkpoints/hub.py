@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, one_line
 
 # Everything that a model needs and nothing that could run code or be unpickled.
 MODEL_FILES = ["*.json", "*.txt", "*.safetensors", "*.model"]
@@ -26,7 +26,6 @@ def resolve(name_or_directory: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name_or_directory, allow_patterns=MODEL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{name_or_directory!r} is no directory here, and the Hugging Face Hub did not give it: {reason}"
+            f"{name_or_directory!r} is no directory here, and the Hugging Face Hub did not give it: {one_line(error)}"
         ) from error

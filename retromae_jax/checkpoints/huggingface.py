@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from tokenizers.models import WordPiece
 
 from retromae_jax.errors import InputError
+from retromae_jax.files import read_json
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
 
@@ -161,10 +162,7 @@ def read_config(directory: Path) -> dict:
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory}: no config.json; this is not a Hugging Face model directory")
-    config = _read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return config
+    return read_json(path)
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
@@ -177,7 +175,10 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     if (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]
     elif index.is_file():
-        weight_map = _read_json(index).get("weight_map", {})
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise InputError(f"{index}: no weight_map from tensors to files; fetch or export it again")
+        # Only files of this directory, whatever the map says.
         files = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
     elif pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pkl")]):
         raise InputError(
@@ -339,9 +340,7 @@ def _foreign_files(directory: Path) -> list[str]:
     """Files in a directory that exports did not write into it; an export may replace it if there are none."""
     if not directory.is_dir():
         return ["a file of this name"]
-    own = {
-        listing.parent / name for listing in directory.rglob(EXPORT) for name in _read_json(listing).get("files", [])
-    }
+    own = {listing.parent / name for listing in directory.rglob(EXPORT) for name in read_json(listing).get("files", [])}
     return sorted(
         str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file() and path not in own
     )
@@ -351,13 +350,6 @@ def _write_vocabulary(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """The vocabulary, a word a line, for clients that do not read tokenizer.json."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     path.write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def _config_json(config: BertConfig, architecture: str, tokenizer: "PreTrainedTokenizerBase") -> dict:

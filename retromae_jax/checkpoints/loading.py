@@ -1,13 +1,14 @@
 """Models to start from: Hugging Face directories, Hub names and run directories, all opened alike."""
 
 import dataclasses
-import json
+import re
 from pathlib import Path
 
 from retromae_jax.checkpoints import huggingface, train_state
 from retromae_jax.checkpoints.hub import resolve
 from retromae_jax.checkpoints.huggingface import LoadReport
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
+from retromae_jax.files import read_json
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
 from retromae_jax.models.pooling import EncoderSettings
@@ -54,14 +55,12 @@ def open_model(name_or_directory: str) -> Source:
     directory = resolve(name_or_directory)
     if train_state.is_run(directory):
         description = train_state.read_description(directory)
-        return Source(
-            directory,
-            BertConfig(**description["model"]),
-            directory / "tokenizer",
-            EncoderSettings(**description["encoder"]),
-        )
-    modules = _read_json(directory / "modules.json", [])
-    paths = {module["type"].rsplit(".", 1)[-1]: directory / module["path"] for module in modules}
+        origin, encoder = directory / "run.json", description["encoder"]
+        if encoder.keys() != {field.name for field in dataclasses.fields(EncoderSettings)}:
+            raise InputError(f"{origin}: encoder {shown(encoder)} is not complete; restore the file")
+        config = BertConfig.from_huggingface(description["model"], str(origin))
+        return Source(directory, config, directory / "tokenizer", EncoderSettings(**encoder))
+    paths = _modules(directory)
     if unknown := paths.keys() - MODULES:
         raise InputError(
             f"{directory / 'modules.json'}: the modules {', '.join(sorted(unknown))} are not supported; "
@@ -71,10 +70,13 @@ def open_model(name_or_directory: str) -> Source:
     config = BertConfig.from_huggingface(huggingface.read_config(transformer), str(transformer / "config.json"))
     pooling = "cls"
     if "Pooling" in paths:
-        modes = _read_json(paths["Pooling"] / "config.json", {})
+        modes = _read_if_there(paths["Pooling"] / "config.json")
         pooling = _pooling(modes, paths["Pooling"] / "config.json")
-    lengths = _read_json(transformer / "sentence_bert_config.json", {})
-    max_length = min(lengths.get("max_seq_length") or config.max_length, config.max_length)
+    lengths = _read_if_there(transformer / "sentence_bert_config.json")
+    longest = lengths.get("max_seq_length") or config.max_length
+    if not isinstance(longest, int):
+        raise InputError(f"{transformer / 'sentence_bert_config.json'}: max_seq_length {shown(longest)} is no number")
+    max_length = min(longest, config.max_length)
     settings = EncoderSettings(pooling, "Normalize" in paths, max_length)
     return Source(transformer, config, transformer, settings)
 
@@ -88,13 +90,24 @@ def _pooling(modes: dict, path: Path) -> str:
     for ours, theirs in (("cls", {"cls", "cls_token"}), ("mean", {"mean", "mean_tokens"})):
         if len(found) == 1 and found[0] in theirs:
             return ours
-    raise InputError(f"{path}: pooling {found} is not supported; `cls` and `mean` are")
+    raise InputError(f"{path}: pooling {shown(found)} is not supported; `cls` and `mean` are")
 
 
-def _read_json(path: Path, default):
-    if not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
+def _modules(directory: Path) -> dict[str, Path]:
+    """The directories of a sentence-transformers model's modules, by their type."""
+    path = directory / "modules.json"
+    paths = {}
+    for module in read_json(path, list) if path.is_file() else ():
+        match module:
+            # A path out of the directory is none of a module's.
+            case {"type": str(kind), "path": str(name)} if re.fullmatch(r"[\w.-]{0,99}", name) and name != "..":
+                paths[kind.rsplit(".", 1)[-1]] = directory / name
+            case _:
+                raise InputError(
+                    f"{path}: {shown(module)} is no type and directory of a module; fetch or export it again"
+                )
+    return paths
+
+
+def _read_if_there(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}

@@ -227,8 +227,9 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     Raises:
         InputError: if it is broken.
     """
-    path = Path(directory) / "run.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}; remove the directory or restore the file") from error
+    path, remedy = Path(directory) / "run.json", "remove the directory or restore the file"
+    description = files.read_json(path, dict, remedy)
+    for key, kind in {"command": str, "model": dict, "encoder": dict, "config": dict, "data": dict}.items():
+        if not isinstance(description.get(key), kind):
+            raise InputError(f"{path}: it does not say the run's {key}; {remedy}")
+    return description

@@ -19,6 +19,7 @@ import pyarrow as pa
 from retromae_jax.data.packing import SPECIAL_TOKENS
 from retromae_jax.data.text import Document, load_saved_dataset
 from retromae_jax.errors import InputError
+from retromae_jax.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -248,6 +249,11 @@ class TokenLists(Sequence[np.ndarray]):
         self._offsets = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
         self._first_rows = np.cumsum([0] + [len(chunk) for chunk in chunks]).tolist()
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
+        beyond = any(ends[-1] > len(ids) for ends, ids in zip(self._offsets, self._token_ids, strict=True))
+        if beyond or self.lengths.min() < 0:
+            raise InputError(
+                f"{directory}: damaged: column {column!r} has lists that end where there is nothing; {remedy}"
+            )
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -329,12 +335,7 @@ def partial_directory(directory: Path) -> Path:
 
 
 def _read_settings(path: Path) -> dict[str, object]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path}: damaged: {error}; remove the directory and make it again") from None
+    return read_json(path, dict, "remove the directory and make it again") if path.exists() else {}
 
 
 def _is_list_of_integers(kind: pa.DataType) -> bool:

@@ -6,15 +6,15 @@
   `docid`, `title` and `text`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from retromae_jax.data.retrieval import Lines, Passage
-from retromae_jax.errors import InputError
+from retromae_jax.data.retrieval import BadLineError, Lines, Passage, encodable, json_object
+from retromae_jax.errors import shown
 
+REMEDY = "mend or remove the line"
 QUERY_KEYS = ("query", "anchor")
 _TEXTS = {kind: re.compile(rf"{kind}(_\d+)?") for kind in ("positive", "negative")}
 
@@ -43,49 +43,59 @@ def read_examples(path: Path) -> Iterator[Example]:
     """
     lines = Lines(path)
     for row in range(len(lines)):
-        try:
-            yield _example(json.loads(lines[row]))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{row + 1}: {error}; mend or remove the line") from None
+        yield lines.parsed(row, _example)
 
 
-def _example(record: object) -> Example:
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__} where an object is expected")
-    query = next((record[key] for key in QUERY_KEYS if key in record), None)
-    if not isinstance(query, str) or not query.strip():
-        raise ValueError(f"no text under {' or '.join(map(repr, QUERY_KEYS))}; the line has {', '.join(record)}")
+def _example(line: str) -> Example:
+    record = json_object(line)
+    key = next((key for key in QUERY_KEYS if key in record), None)
+    query = encodable(record[key], key) if key and isinstance(record[key], str) else ""
+    if not query.strip():
+        raise BadLineError(
+            f"no text under {' or '.join(map(repr, QUERY_KEYS))}, but the keys {shown(list(record))}; {REMEDY}"
+        )
     query_id = _id(record["query_id"]) if "query_id" in record else None
     if "positive_passages" in record:
-        positives, negatives = (
-            [_tevatron_passage(passage) for passage in record.get(f"{kind}_passages") or []]
-            for kind in ("positive", "negative")
-        )
+        positives, negatives = (_tevatron_passages(record, f"{kind}_passages") for kind in ("positive", "negative"))
     else:
         positives, negatives = (
             [(None, Passage("", text)) for key in record if _TEXTS[kind].fullmatch(key) for text in _texts(record, key)]
             for kind in ("positive", "negative")
         )
     if not positives:
-        raise ValueError(f"no positive passage; the line has {', '.join(record)}")
+        raise BadLineError(f"no positive passage, but the keys {shown(list(record))}; {REMEDY}")
     return Example(query_id, query, positives, negatives)
 
 
 def _texts(record: dict, key: str) -> list[str]:
     texts = record[key] if isinstance(record[key], list) else [record[key]]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{key!r} is neither a text nor a list of texts")
-    return texts
+        raise BadLineError(f"{key!r} is neither a text nor a list of texts; {REMEDY}")
+    return [encodable(text, key) for text in texts]
+
+
+def _tevatron_passages(record: dict, key: str) -> list[tuple[str, Passage]]:
+    passages = record.get(key) or []
+    if not isinstance(passages, list):
+        raise BadLineError(f"{key!r} is no list; {REMEDY}")
+    return [_tevatron_passage(passage) for passage in passages]
 
 
 def _tevatron_passage(record: object) -> tuple[str, Passage]:
-    if not isinstance(record, dict) or "docid" not in record or not isinstance(record.get("text"), str):
-        raise ValueError("a passage without 'docid' or 'text'")
-    return _id(record["docid"]), Passage(record.get("title") or "", record["text"])
+    match record:
+        case {"docid": docid, "text": str(text), "title": str(title)}:
+            pass
+        case {"docid": docid, "text": str(text)} if record.get("title") is None:
+            title = ""
+        case _:
+            raise BadLineError(f"a passage without 'docid' or 'text', or whose title is no text; {REMEDY}")
+    return _id(docid), Passage(encodable(title, "title"), encodable(text, "text"))
 
 
 def _id(value: object) -> str:
     # White space separates the fields of TREC's files, commas the passages of a list of negatives.
     if isinstance(value, bool) or not isinstance(value, str | int) or re.fullmatch(r"[^\s,]+", str(value)) is None:
-        raise ValueError(f"the id {value!r} is empty, has white space or a comma in it, or is neither text nor number")
-    return str(value)
+        raise BadLineError(
+            f"the id {shown(value)} is empty, has white space or a comma in it, or is neither text nor number; {REMEDY}"
+        )
+    return encodable(str(value), "docid")

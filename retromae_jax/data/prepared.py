@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from retromae_jax.data.blocks import TokenLists
-from retromae_jax.data.retrieval import Collection, Lines, Qrels, indices_of
-from retromae_jax.errors import InputError
+from retromae_jax.data.retrieval import Collection, Lines, Qrels, check_unique, indices_of
+from retromae_jax.errors import InputError, one_line, shown
 
 COLUMN = "input_ids"
 PASSAGES, QUERIES, IDS, QRELS = "corpus", "{split}_query", "mapping_id.txt", "{split}_qrels.txt"
@@ -85,11 +85,12 @@ def _read_ids(path: Path, count: int) -> pa.LargeStringArray:
             convert_options=pyarrow.csv.ConvertOptions(column_types={"id": pa.large_string(), "row": pa.int64()}),
         ).combine_chunks()
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not lines `id TAB row`: {error}; {REMEDY}") from error
+        raise InputError(f"{path}: not lines `id TAB row`: {one_line(error)}; {REMEDY}") from error
     rows = table["row"].to_numpy()
     order = np.argsort(rows, kind="stable")
     if not np.array_equal(rows[order], np.arange(count)):
         raise InputError(f"{path}: does not give each of the {count:,} rows of {path.parent} one id; {REMEDY}")
+    check_unique(table["id"].combine_chunks(), path)
     ids = table["id"].take(pa.array(order)).combine_chunks()
     return ids.chunk(0) if isinstance(ids, pa.ChunkedArray) else ids
 
@@ -106,7 +107,7 @@ def _read_qrels(path: Path, queries: TokenizedTexts, passages: TokenizedTexts) -
         unknown = np.flatnonzero(texts.indices(ids) < 0)
         if len(unknown):
             first = unknown[0]
-            raise InputError(f"{path}:{numbers[first]}: {texts.path} has no {kind} {ids[first]!r}; {REMEDY}")
+            raise InputError(f"{path}:{numbers[first]}: {texts.path} has no {kind} {shown(ids[first])}; {REMEDY}")
     qrels: Qrels = {}
     for _, query, passage in judged:
         qrels.setdefault(query, {})[passage] = 1

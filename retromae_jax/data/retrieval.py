@@ -142,7 +142,7 @@ class Passages(Sequence[Passage]):
                 chunks.append(pa.array(ids, pa.large_string()))
                 progress.update(len(ids))
         self.ids: pa.LargeStringArray = pa.concat_arrays(chunks)
-        _check_unique(self.ids, lines.path)
+        check_unique(self.ids, lines.path)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -176,7 +176,7 @@ class Passages(Sequence[Passage]):
     def join_titles(self, lines: "Lines") -> None:
         """Takes the titles from lines `pid TAB title`; a passage without a line there has none."""
         ids = pa.array([lines.parsed(row, _id_and_text)[0] for row in range(len(lines))], pa.large_string())
-        _check_unique(ids, lines.path)
+        check_unique(ids, lines.path)
         indices = self.indices(ids)
         if (indices < 0).any():
             row = int(np.argmax(indices < 0))
@@ -395,7 +395,7 @@ def _missing(directory: Path, what: str, names: Sequence[str]) -> InputError:
     )
 
 
-class _BadLineError(ValueError):
+class BadLineError(ValueError):
     """What is wrong with a line and the remedy; where the line stands is added by `Lines.parsed`."""
 
 
@@ -439,11 +439,11 @@ class Lines(Sequence[str]):
             ) from None
 
     def parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
-        """What `parse` makes of a line; its `_BadLineError` becomes an InputError that names file and line."""
+        """What `parse` makes of a line; its `BadLineError` becomes an InputError that names file and line."""
         line = self[index]
         try:
             return parse(line)
-        except _BadLineError as problem:
+        except BadLineError as problem:
             raise InputError(f"{self.path}:{index + 1}: {problem}") from None
 
 
@@ -502,7 +502,7 @@ def _newlines(content: mmap.mmap | bytes) -> np.ndarray:
 def _columns(line: str, names: tuple[str, ...]) -> list[str]:
     fields = line.split("\t")
     if len(fields) != len(names):
-        raise _BadLineError(
+        raise BadLineError(
             f"{_counted(len(fields), 'field')} where {len(names)} are expected, {' TAB '.join(names)}; mend the line "
             "(a text must not hold tabs)"
         )
@@ -516,7 +516,7 @@ def _counted(count: int, noun: str) -> str:
 def _checked_id(value: str) -> str:
     # Runs and qrels in TREC's format have fields between white space.
     if value.split() != [value]:
-        raise _BadLineError(
+        raise BadLineError(
             f"the id {shown(value)} is empty or has white space in it; give the passage or query another one"
         )
     return value
@@ -542,13 +542,14 @@ def _query_and_negatives(line: str) -> tuple[str, str]:
     return query, negatives.strip()
 
 
-def _json_object(line: str) -> dict:
+def json_object(line: str) -> dict:
+    """The object that a line of JSON holds; raises a BadLineError."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _BadLineError(f"no valid JSON: {error}; mend or remove the line") from None
+        raise BadLineError(f"no valid JSON: {error}; mend or remove the line") from None
     if not isinstance(record, dict):
-        raise _BadLineError(f"a JSON {type(record).__name__} where an object is expected; write one object a line")
+        raise BadLineError(f"a JSON {type(record).__name__} where an object is expected; write one object a line")
     return record
 
 
@@ -557,35 +558,36 @@ def _json_id(record: dict) -> str:
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     if not isinstance(identifier, str):
-        raise _BadLineError(f"no text under the key '_id', but the keys {shown(list(record))}; mend the line")
-    return _checked_id(_encodable(identifier, "_id"))
+        raise BadLineError(f"no text under the key '_id', but the keys {shown(list(record))}; mend the line")
+    return _checked_id(encodable(identifier, "_id"))
 
 
 def _json_text(record: dict, key: str) -> str:
     text = record.get(key)
     if not isinstance(text, str):
-        raise _BadLineError(f"no text under the key {key!r}, but the keys {shown(list(record))}; mend the line")
-    return _encodable(text, key)
+        raise BadLineError(f"no text under the key {key!r}, but the keys {shown(list(record))}; mend the line")
+    return encodable(text, key)
 
 
-def _encodable(text: str, key: str) -> str:
+def encodable(text: str, key: str) -> str:
+    """The text under a key, if it can be written again as UTF-8; raises a BadLineError."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise _BadLineError(
+        raise BadLineError(
             f"{key!r} holds half of a surrogate pair at character {error.start + 1}; mend or remove the line"
         ) from None
     return text
 
 
 def _passage_from_json(line: str) -> tuple[str, str, str]:
-    record = _json_object(line)
+    record = json_object(line)
     title = _json_text(record, "title") if record.get("title") is not None else ""
     return _json_id(record), title, _json_text(record, "text")
 
 
 def _query_from_json(line: str) -> tuple[str, str]:
-    record = _json_object(line)
+    record = json_object(line)
     return _json_id(record), _json_text(record, "text")
 
 
@@ -599,11 +601,12 @@ def _read_queries(path: Path, is_json: bool) -> dict[str, str]:
             raise InputError(f"{path}:{row + 1}: the query {shown(query)} is empty; give it words or remove it")
         queries[query] = text
     if len(queries) < len(lines):
-        _check_unique(pa.array([lines.parsed(row, parse)[0] for row in range(len(lines))]), path)
+        check_unique(pa.array([lines.parsed(row, parse)[0] for row in range(len(lines))]), path)
     return queries
 
 
-def _check_unique(ids: pa.Array, path: Path) -> None:
+def check_unique(ids: pa.Array, path: Path) -> None:
+    """Raises an InputError if one of the ids, which stand on successive lines of a file, stands there twice."""
     if pc.count_distinct(ids).as_py() == len(ids):
         return
     numbers = ids.dictionary_encode().indices.to_numpy()
@@ -684,7 +687,7 @@ def _judgement_of_beir(line: str) -> tuple[str, str, int]:
 def _judgement_of_trec(line: str) -> tuple[str, str, int]:
     fields = line.split()
     if len(fields) != 4:
-        raise _BadLineError(
+        raise BadLineError(
             f"{_counted(len(fields), 'field')} where 4 are expected, `query-id 0 passage-id grade`; mend the line"
         )
     query, _, passage, grade = fields
@@ -693,5 +696,5 @@ def _judgement_of_trec(line: str) -> tuple[str, str, int]:
 
 def _grade(field: str) -> int:
     if not _is_integer(field):
-        raise _BadLineError(f"the grade {shown(field)} is no integer; mend the line, or remove it if it is a header")
+        raise BadLineError(f"the grade {shown(field)} is no integer; mend the line, or remove it if it is a header")
     return int(field)

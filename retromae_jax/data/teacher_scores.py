@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from retromae_jax.data.retrieval import Lines, Passages
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
 
 COLUMNS = ("query-id", "passage-id", "score")
@@ -151,9 +151,10 @@ def _read(path: Path, query_ids: pa.Array, passages: Passages) -> Iterator[tuple
                 ids = batch["passage-id"].filter(is_known).cast(pa.large_string())
                 numbers = passages.indices(ids)
                 if (numbers < 0).any():
+                    unknown = shown(ids[int(np.argmin(numbers))].as_py())
                     raise InputError(
-                        f"{path}: {passages.path} has no passage {ids[int(np.argmin(numbers))].as_py()!r}; take scores "
-                        "that were made for this collection"
+                        f"{path}: {passages.path} has no passage {unknown}; take scores that were made for this "
+                        "collection"
                     )
                 known += len(numbers)
                 yield queries.drop_null().to_numpy(), numbers, scores.filter(is_known).to_numpy()
@@ -182,5 +183,5 @@ def _first_problem(path: Path, delimiter: str, message: str) -> InputError:
         except ValueError:
             is_number = False
         if not is_number:
-            return InputError(f"{path}:{number + 1}: the score {fields[2]!r} is no finite number; mend the line")
+            return InputError(f"{path}:{number + 1}: the score {shown(fields[2])} is no finite number; mend the line")
     return InputError(f"{path}: {message}; mend the file")

@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,8 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retromae_jax.errors import InputError, shown
+from retromae_jax.errors import InputError, one_line, shown
+from retromae_jax.files import read_json
 
 if TYPE_CHECKING:
     import datasets
@@ -262,8 +264,8 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
                     yield Document(text or "", size * rows // file.metadata.num_rows)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: the parquet file cannot be read on from row {rows + 1}: {error}; it may be cut short or "
-            "damaged: fetch it again"
+            f"{path}: the parquet file cannot be read on from row {rows + 1}: {one_line(error)}; it may be cut short "
+            "or damaged: fetch it again"
         ) from error
 
 
@@ -387,10 +389,18 @@ class DatasetRows:
 
     def documents(self) -> Iterator[Document]:
         rows = 0
-        for batch in self.dataset.iter(ROWS_PER_BATCH):
-            for text in batch.column(self.text_field).to_pylist():
-                rows += 1
-                yield Document(text or "", self.size * rows // len(self.dataset))
+        try:
+            for batch in self.dataset.iter(ROWS_PER_BATCH):
+                texts = batch.column(self.text_field)
+                texts.validate(full=True)  # Arrow would follow a damaged file's offsets anywhere
+                for text in texts.to_pylist():
+                    rows += 1
+                    yield Document(text or "", self.size * rows // len(self.dataset))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.name}: the dataset cannot be read on from row {rows + 1}: {one_line(error)}; fetch or make it "
+                "again"
+            ) from error
 
 
 def load_saved_dataset(directory: Path) -> "datasets.Dataset":
@@ -401,17 +411,26 @@ def load_saved_dataset(directory: Path) -> "datasets.Dataset":
     """
     import datasets
 
+    path = directory
+    if (directory / "dataset_dict.json").is_file():
+        path = directory / "train"
+        if not path.is_dir():
+            splits = sorted(state.parent.name for state in directory.glob("*/state.json"))
+            raise InputError(f"{directory}: no split `train`; name one of {_inside(directory, splits)}")
     try:
-        dataset = datasets.load_from_disk(str(directory))
-    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:  # LookupError where it is empty
+        _check_data_files(path)
+        return datasets.load_from_disk(str(path))
+    except Exception as error:  # broken files make `datasets` raise anything
         raise InputError(
-            f"{directory}: no saved Hugging Face dataset that can be read: {_first_line(error)}; make it again"
+            f"{path}: no saved Hugging Face dataset that can be read: {one_line(error)}; make it again"
         ) from error
-    if isinstance(dataset, datasets.DatasetDict):
-        if "train" not in dataset:
-            raise InputError(f"{directory}: no split `train`; name one of {_inside(directory, dataset)}")
-        dataset = dataset["train"]
-    return dataset
+
+
+def _check_data_files(directory: Path) -> None:
+    """Raises a ValueError if a saved dataset says that a file of its is outside of its directory."""
+    for file in read_json(directory / "state.json")["_data_files"]:
+        if not Path(os.path.normpath(directory / file["filename"])).is_relative_to(os.path.normpath(directory)):
+            raise ValueError(f"its file {shown(file['filename'])} is outside of it")
 
 
 def _inside(directory: Path, names: Iterable[str]) -> str:
@@ -430,12 +449,8 @@ def _load_from_hub(name: str) -> "datasets.Dataset":
         if "script" in str(error):
             remedy = "datasets that run code of their own are not loaded: take a copy of it in parquet"
         raise InputError(
-            f"{name}: neither a file here nor a dataset that the Hugging Face Hub gives: {_first_line(error)}; {remedy}"
+            f"{name}: neither a file here nor a dataset that the Hugging Face Hub gives: {one_line(error)}; {remedy}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 READERS = {

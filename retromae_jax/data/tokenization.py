@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retromae_jax.checkpoints.hub import resolve
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,10 +35,10 @@ def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
             "or name another directory as tokenizer"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        # Left out, a tokenizer with code of its own would make it ask on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{name_or_directory}: no tokenizer can be read there: {reason}") from error
+        raise InputError(f"{name_or_directory}: no tokenizer can be read there: {one_line(error)}") from error
     if not tokenizer.is_fast or None in (
         tokenizer.cls_token_id,
         tokenizer.sep_token_id,

@@ -17,7 +17,7 @@ from flax import nnx
 
 from retromae_jax import parallel
 from retromae_jax.attention import AUTOMATIC, attention, choose
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
 from retromae_jax.linear import Linear
 from retromae_jax.random_bits import Dropout
 from retromae_jax.rows import Rows, take
@@ -34,6 +34,15 @@ MODEL_TYPES = {
     "roberta": {"vocab_size": 50265, "pad_token_id": 1},
     "xlm-roberta": {"pad_token_id": 1},
 }
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +65,15 @@ class BertConfig:
     model_type: str = "bert"
 
     def __post_init__(self):
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is less than 1")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise InputError(f"hidden_act {self.hidden_act!r} is unknown; known are {', '.join(ACTIVATIONS)}")
+            raise InputError(f"hidden_act {shown(self.hidden_act)} is unknown; known are {', '.join(ACTIVATIONS)}")
 
     @property
     def first_position(self) -> int:
@@ -81,14 +93,27 @@ class BertConfig:
             InputError: if the config at `origin` is of no known model type, or has no learned absolute positions.
         """
         model_type = config.get("model_type", "bert")
-        if model_type not in MODEL_TYPES:
-            raise InputError(f"{origin}: model_type is {model_type!r}; known are {', '.join(map(repr, MODEL_TYPES))}")
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+            raise InputError(
+                f"{origin}: model_type is {shown(model_type)}; known are {', '.join(map(repr, MODEL_TYPES))}"
+            )
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
-            raise InputError(f"{origin}: position_embedding_type {positions!r}; only 'absolute' can be read")
-        names = [field.name for field in dataclasses.fields(cls)]
-        given = {name: config[name] for name in names if config.get(name) is not None}
-        return cls(**(MODEL_TYPES[model_type] | given))
+            raise InputError(f"{origin}: position_embedding_type {shown(positions)}; only 'absolute' can be read")
+        given = MODEL_TYPES[model_type].copy()
+        for field in dataclasses.fields(cls):
+            value = config.get(field.name)
+            if value is None:
+                continue
+            # JSON writes 0.0 as 0, too.
+            is_fit = isinstance(value, (int, float) if field.type is float else field.type)
+            if isinstance(value, bool) or not is_fit:
+                raise InputError(f"{origin}: {field.name} is {shown(value)}, not of type {field.type.__name__}")
+            given[field.name] = value
+        try:
+            return cls(**given)
+        except InputError as error:
+            raise InputError(f"{origin}: {error}") from None
 
 
 class Computation(NamedTuple):

@@ -263,7 +263,7 @@ def test_broken_directories_are_refused(stored, model, tmp_path):
     with pytest.raises(InputError, match=r"config\.json and weights do not belong together"):
         wrong.parameters(shapes)
     (stored / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="not a JSON object"):
+    with pytest.raises(InputError, match="a JSON list where a dict is expected"):
         open_model(str(stored))
     (stored / "config.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):

@@ -270,5 +270,5 @@ def test_no_dataset(tmp_path):
     with pytest.raises(InputError, match="no rows"):
         TokenBlocks(save(tmp_path / "no_blocks", [[]]))
     (save(tmp_path / "damaged", SHARDS) / "prepare.json").write_text("{")
-    with pytest.raises(InputError, match=r"prepare\.json: damaged"):
+    with pytest.raises(InputError, match=r"prepare\.json: not valid JSON"):
         TokenBlocks(tmp_path / "damaged")

@@ -1,72 +1,19 @@
 """Broken inputs of every reader: each ends in one line that names file, place and remedy, none in a library's error."""
 
 import gzip
-import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from retromae_jax.data.blocks import TokenBlocks
-from retromae_jax.data.retrieval import load_collection, read_negatives
-from retromae_jax.data.text import open_sources
 from retromae_jax.errors import InputError
 from retromae_jax.retrieval.runs import read_run
-
-BEIR = {
-    "corpus.jsonl": b'{"_id": "d1", "title": "", "text": "Cats purr."}\n{"_id": "d2", "text": "Dogs bark."}\n',
-    "queries.jsonl": b'{"_id": "q1", "text": "who purrs"}\n',
-    "qrels/test.tsv": b"query-id\tcorpus-id\tscore\nq1\td1\t1\n",
-}
-MSMARCO = {
-    "collection.tsv": b"0\tCats purr.\n1\tDogs bark.\n",
-    "queries.dev.tsv": b"10\twho purrs\n",
-    "qrels.dev.tsv": b"10\t0\t0\t1\n",
-}
-
-
-def read_texts(directory):
-    (path,) = directory.iterdir()
-    return [document.text for source in open_sources([str(path)], "text") for document in source.documents()]
-
-
-def read_negatives_of(directory):
-    collection = load_collection(directory, "dev")
-    return read_negatives([directory / "negatives.tsv"], list(collection.queries), collection.passages, 10)
-
-
-def read_blocks(directory):
-    blocks = TokenBlocks(directory)
-    return [blocks[index].tolist() for index in range(len(blocks))]
-
-
-class Reader(NamedTuple):
-    """A reader, and the good files that one is put among."""
-
-    read: Callable
-    files: dict[str, bytes]
-
-
-READERS = {
-    "text": Reader(read_texts, {}),
-    "beir": Reader(lambda directory: load_collection(directory, "test"), BEIR),
-    "msmarco": Reader(lambda directory: load_collection(directory, "dev"), MSMARCO),
-    "negatives": Reader(read_negatives_of, MSMARCO),
-    "run": Reader(lambda directory: read_run(next(directory.iterdir())), {}),
-    "blocks": Reader(read_blocks, {}),
-}
-
-
-def parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
+from tests.readers import BEIR, READERS, Reader, parquet, put, read_blocks, read_texts
 
 
 def flipped(content: bytes, position: int) -> bytes:
@@ -76,190 +23,207 @@ def flipped(content: bytes, position: int) -> bytes:
 LINES = b'{"text": "one"}\n{"text": "two"}\n' * 2000
 TEXTS = parquet(pa.table({"text": [f"text number {number}" for number in range(3000)]}))
 
-# Reader, file, its content, and where (file and line) and what the message says.
-BROKEN = [
-    # Text.
-    ("text", "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl:2: byte 11 of the line is not UTF-8; mend"),
-    ("text", "a.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"a\.jsonl:2: no valid JSON: .*; mend or remove"),
-    ("text", "a.jsonl", b'{"title": "a"}\n', r"a\.jsonl:1: no key 'text', but the keys \['title'\]; mend"),
-    ("text", "a.jsonl", b'["a"]\n', r"a\.jsonl:1: a JSON list where one object a line is expected; write"),
-    ("text", "a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1: 'text' holds a int, not text; mend"),
-    ("text", "a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl:1: 'text' holds half of a surrogate pair .*; mend"),
-    ("text", "a.jsonl", b"[" * 200_000 + b"\n", r"a\.jsonl:1: no valid JSON: .*; mend or remove"),
-    ("text", "a.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", r"a\.jsonl:1: no valid JSON: .*; mend or remove"),
-    ("text", "a.jsonl", b'{"text": "a\x00"}\n', r"a\.jsonl:1: no valid JSON: .*; mend or remove"),
-    ("text", "a.jsonl", '{"text": "a"}\n'.encode("utf-16"), r"a\.jsonl:1: byte 1 of the line is not UTF-8; mend"),
-    (
-        "text",
-        "a.jsonl.gz",
-        gzip.compress(LINES)[:-40],
-        r"a\.jsonl\.gz:\d+: the file cannot be read on .*fetch it again",
-    ),
-    ("text", "a.jsonl.gz", flipped(gzip.compress(LINES), 30), r"a\.jsonl\.gz:\d+: the file cannot be read on .*fetch"),
-    ("text", "a.jsonl.gz", LINES, r"a\.jsonl\.gz:1: the file cannot be read on .*fetch it again"),
-    ("text", "a.jsonl.bz2", b"BZh9" + bytes(40), r"a\.jsonl\.bz2:1: the file cannot be read on .*fetch it again"),
-    ("text", "a.jsonl.xz", b"\xfd7zXZ" + bytes(40), r"a\.jsonl\.xz:1: the file cannot be read on .*fetch it again"),
-    ("text", "a.txt", b"one\ntw\xe9o\n", r"a\.txt:2: byte 3 of the line is not UTF-8; mend"),
-    ("text", "a.tsv", b"1\tone\n2\n", r"a\.tsv:2: 1 columns between tabs where the 2 of the first line are .*; mend"),
-    ("text", "a.tsv", b"1\tone\n2\tt\two\n", r"a\.tsv:2: 3 columns between tabs where the 2 .*; mend"),
-    ("text", "a.tsv", b"1\t2\t3\t4\t5\n", r"a\.tsv:1: 5 columns between tabs where id, .*; mend"),
-    ("text", "a.parquet", parquet(pa.table({"body": ["a"]})), r"a\.parquet: no column 'text', but 'body'; set"),
-    ("text", "a.parquet", parquet(pa.table({"text": [1]})), r"a\.parquet: column 'text' holds int64, not text; set"),
-    ("text", "a.parquet", b"", r"a\.parquet: the parquet file cannot be read on from row 1: .*fetch it again"),
-    ("text", "a.parquet", TEXTS[:-100], r"a\.parquet: the parquet file cannot be read on from row 1: .*fetch it again"),
-    ("text", "a.parquet", flipped(TEXTS, 60), r"a\.parquet: the parquet file cannot be read on from row 1: .*fetch"),
-    ("text", "a.parquet", b"no parquet at all", r"a\.parquet: the parquet file cannot be read on from row 1: .*fetch"),
-    ("text", "a.xml", b"<mediawiki>\n<page><ns>0</ns>\n", r"a\.xml:3: no valid XML at column 1: .*fetch it again"),
-    ("text", "a.xml", b"<rss></rss>", r"a\.xml: no MediaWiki dump: it begins with <rss> instead of <mediawiki>"),
-    ("text", "a.pdf", b"%PDF", r"a\.pdf: its name does not end in a known format .*; rename it"),
-    # BEIR.
-    ("beir", "corpus.jsonl", b'{"_id": "d1", "text": "\xff"}\n', r"corpus\.jsonl:1: byte 24 .* not UTF-8; mend"),
-    (
-        "beir",
-        "corpus.jsonl",
-        b'{"_id": "d1"}\n',
-        r"corpus\.jsonl:1: no text under the key 'text', but the keys \['_id'\]; mend",
-    ),
-    (
-        "beir",
-        "corpus.jsonl",
-        b'{"text": "a"}\n',
-        r"corpus\.jsonl:1: no text under the key '_id', but the keys \['text'\]; mend",
-    ),
-    (
-        "beir",
-        "corpus.jsonl",
-        b'{"_id": 1.5, "text": "a"}\n',
-        r"corpus\.jsonl:1: no text under the key '_id', but .*; mend",
-    ),
-    (
-        "beir",
-        "corpus.jsonl",
-        b'{"_id": "d 1", "text": "a"}\n',
-        r"corpus\.jsonl:1: the id 'd 1' .* white space .*; give",
-    ),
-    (
-        "beir",
-        "corpus.jsonl",
-        BEIR["corpus.jsonl"] * 2,
-        r"corpus\.jsonl:3: the id 'd1' stands on line 1 already; remove",
-    ),
-    ("beir", "corpus.jsonl", b"", r"corpus\.jsonl: the file is empty; fetch or make it again"),
-    ("beir", "corpus.jsonl", b"\n\n\n", r"corpus\.jsonl: the file is empty; fetch or make it again"),
-    (
-        "beir",
-        "corpus.jsonl",
-        b'{"_id": "d1", "text": "a"}\n\n{"_id": "d2", "text": "a"}\n',
-        r"corpus\.jsonl:2: no valid",
-    ),
-    ("beir", "corpus.jsonl", b"[" * 200_000, r"corpus\.jsonl:1: no valid JSON: .*; mend or remove"),
-    (
-        "beir",
-        "queries.jsonl",
-        b'{"_id": "q1", "text": " "}\n',
-        r"queries\.jsonl:1: the query 'q1' is empty; give it words",
-    ),
-    (
-        "beir",
-        "queries.jsonl",
-        BEIR["queries.jsonl"] * 2,
-        r"queries\.jsonl:2: the id 'q1' stands on line 1 already; remove",
-    ),
-    ("beir", "qrels/test.tsv", b"q1\td1\t1\n", r"test\.tsv:1: the header is missing; put"),
-    ("beir", "qrels/test.tsv", b"query-id\tcorpus-id\tscore\n", r"test\.tsv: there is no judgement in it; fetch"),
-    ("beir", "qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq1\td1\n", r"test\.tsv:2: 2 fields where 3 .*; mend"),
-    (
-        "beir",
-        "qrels/test.tsv",
-        b"query-id\tcorpus-id\tscore\nq1\td1\thigh\n",
-        r"test\.tsv:2: the grade 'high' is no .*mend",
-    ),
-    (
-        "beir",
-        "qrels/test.tsv",
-        b"query-id\tcorpus-id\tscore\nq1\td1\t1.5\n",
-        r"test\.tsv:2: the grade '1\.5' is no .*mend",
-    ),
-    (
-        "beir",
-        "qrels/test.tsv",
-        b"query-id\tcorpus-id\tscore\nq9\td1\t1\n",
-        r"test\.tsv: 1 line of 1 have a query that .*take",
-    ),
-    (
-        "beir",
-        "qrels/test.tsv",
-        b"query-id\tcorpus-id\tscore\nq1\td9\t1\n",
-        r"test\.tsv: 1 line .* 'd9' \(line 2\); take",
-    ),
-    (
-        "beir",
-        "qrels/test.tsv",
-        b"query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td1\t2\n",
-        r"test\.tsv:3: query 'q1' and passage 'd1' were judged 1 on an earlier line; remove",
-    ),
-    # MS MARCO.
-    ("msmarco", "collection.tsv", b"0\tCats\n1\tDo\tgs\n", r"collection\.tsv:2: 3 fields where 2 are expected.*; mend"),
-    ("msmarco", "collection.tsv", b"0\tCats\n1\n", r"collection\.tsv:2: 1 field where 2 are expected.*; mend"),
-    (
-        "msmarco",
-        "collection.tsv",
-        b"0\tCats\n0\tDogs\n",
-        r"collection\.tsv:2: the id '0' stands on line 1 already; remove",
-    ),
-    (
-        "msmarco",
-        "collection.tsv",
-        b"0\tCats\n\tDogs\n",
-        r"collection\.tsv:2: the id '' is empty or has white space.*; give",
-    ),
-    ("msmarco", "queries.dev.tsv", b"10\tw\xffho\n", r"queries\.dev\.tsv:1: byte 5 of the line is not UTF-8; mend"),
-    ("msmarco", "queries.dev.tsv", b"10\t\n", r"queries\.dev\.tsv:1: the query '10' is empty; give it words or remove"),
-    ("msmarco", "qrels.dev.tsv", b"10 0 0\n", r"qrels\.dev\.tsv:1: 3 fields where 4 are expected.*; mend"),
-    ("msmarco", "qrels.dev.tsv", b"10\t0\t0\tone\n", r"qrels\.dev\.tsv:1: the grade 'one' is no integer; mend"),
-    ("msmarco", "qrels.dev.tsv", b"10\t0\t0\t" + b"9" * 5000 + b"\n", r"qrels\.dev\.tsv:1: the grade .*; mend"),
-    # Hard negatives.
-    ("negatives", "negatives.tsv", b"10\t1\t0\n", r"negatives\.tsv:1: 3 fields where 2 are expected.*; mend"),
-    ("negatives", "negatives.tsv", b"10\t1,7\n", r"negatives\.tsv:1: .*collection\.tsv has no passage '7'; mend"),
-    ("negatives", "negatives.tsv", b"10\t1,,0\n", r"negatives\.tsv:1: .*collection\.tsv has no passage ''; mend"),
-    ("negatives", "negatives.tsv", b"99\t1\n", r"negatives\.tsv: none of its queries is judged in the split; take"),
-    ("negatives", "negatives.tsv", b"10\t\xff\n", r"negatives\.tsv:1: byte 4 of the line is not UTF-8; mend"),
-    ("negatives", "negatives.tsv", b"", r"negatives\.tsv: the file is empty; fetch or make it again"),
-    # Runs.
-    ("run", "a.trec", b"q1 Q0 d1 1 0.5\n", r"a\.trec:1: 5 fields where 6 are expected.*; mend"),
-    ("run", "a.trec", b"q1 Q0 d1 1 high t\n", r"a\.trec:1: the score 'high' is no finite 32-bit number; mend"),
-    ("run", "a.trec", b"q1 Q0 d1 1 nan t\n", r"a\.trec:1: the score 'nan' is no finite 32-bit number; mend"),
-    ("run", "a.trec", b"q1 Q0 d1 1 1e99 t\n", r"a\.trec:1: the score '1e99' is no finite 32-bit number; mend"),
-    ("run", "a.trec", b"q1 Q0 d1 1 1 t\nq1 Q0 d1 2 1 t\n", r"a\.trec:2: passage 'd1' stands twice .*; remove"),
-    ("run", "a.trec", b"q1 Q0 d\xff1 1 1 t\n", r"a\.trec:1: byte 8 of the line is not UTF-8; mend"),
-    ("run", "a.trec", b"q1 Q0 d1 1 1 t\n\nq1 Q0 d2 1 1 t\n", r"a\.trec:2: 0 fields where 6 are expected.*; mend"),
-    ("run", "a.trec", b"", r"a\.trec: the file is empty; "),
-    # Token blocks.
-    ("blocks", "state.json", b"{", r"no saved Hugging Face dataset that can be read: .*; make it again"),
-    ("blocks", "readme.txt", b"", r"no saved Hugging Face dataset that can be read: .*; make it again"),
-]
+# Of each reader and file: what the file holds, and what the message says behind the file's name, the line first.
+BROKEN = {
+    ("text", "a.jsonl"): [
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "2: byte 11 of the line is not UTF-8; mend"),
+        (b'{"text": "a"}\n{"text": "b"\n', "2: no valid JSON: .*; mend or remove"),
+        (b'{"title": "a"}\n', r"1: no key 'text', but the keys \['title'\]; mend"),
+        (b'["a"]\n', "1: a JSON list where one object a line is expected; write"),
+        (b'{"text": 1}\n', "1: 'text' holds a int, not text; mend"),
+        (b'{"text": "\\ud800"}\n', "1: 'text' holds half of a surrogate pair .*; mend"),
+        (b"[" * 200_000 + b"\n", "1: no valid JSON: .*; mend or remove"),
+        (b'{"text": ' + b"9" * 5000 + b"}\n", "1: no valid JSON: .*; mend or remove"),
+        (b'{"text": "a\x00"}\n', "1: no valid JSON: .*; mend or remove"),
+        ('{"text": "a"}\n'.encode("utf-16"), "1: byte 1 of the line is not UTF-8; mend"),
+    ],
+    ("text", "a.jsonl.gz"): [
+        (gzip.compress(LINES)[:-40], r"\d+: the file cannot be read on .*fetch it again"),
+        (flipped(gzip.compress(LINES), 30), r"\d+: the file cannot be read on .*fetch"),
+        (LINES, "1: the file cannot be read on .*fetch it again"),
+    ],
+    ("text", "a.jsonl.bz2"): [
+        (b"BZh9" + bytes(40), "1: the file cannot be read on .*fetch it again"),
+    ],
+    ("text", "a.jsonl.xz"): [
+        (b"\xfd7zXZ" + bytes(40), "1: the file cannot be read on .*fetch it again"),
+    ],
+    ("text", "a.txt"): [
+        (b"\xff\xfeo\x00n\x00e\x00", "1: byte 1 of the line is not UTF-8; mend"),
+        (b"one\ntw\xe9o\n", "2: byte 3 of the line is not UTF-8; mend"),
+    ],
+    ("text", "a.tsv"): [
+        (b"1\t" + b"x" * 10**7 + b"\xff\n", "1: byte 10000003 of the line is not UTF-8; mend"),
+        (b"1\tone\n2\n", "2: 1 columns between tabs where the 2 of the first line are .*; mend"),
+        (b"1\tone\n2\tt\two\n", "2: 3 columns between tabs where the 2 .*; mend"),
+        (b"1\t2\t3\t4\t5\n", "1: 5 columns between tabs where id, .*; mend"),
+    ],
+    ("text", "a.parquet"): [
+        (parquet(pa.table({"body": ["a"]})), " no column 'text', but 'body'; set"),
+        (parquet(pa.table({"text": [1]})), " column 'text' holds int64, not text; set"),
+        (b"", " the parquet file cannot be read on from row 1: .*fetch it again"),
+        (TEXTS[:-100], " the parquet file cannot be read on from row 1: .*fetch it again"),
+        (flipped(TEXTS, 60), " the parquet file cannot be read on from row 1: .*fetch"),
+        (b"no parquet at all", " the parquet file cannot be read on from row 1: .*fetch"),
+    ],
+    ("text", "a.xml"): [
+        (b"<mediawiki>\n<page><ns>0</ns>\n", "3: no valid XML at column 1: .*fetch it again"),
+        (b"<rss></rss>", " no MediaWiki dump: it begins with <rss> instead of <mediawiki>"),
+    ],
+    ("text", "a.pdf"): [
+        (b"%PDF", " its name does not end in a known format .*; rename it"),
+    ],
+    ("beir", "corpus.jsonl"): [
+        (b'{"_id": "d1", "text": "\xff"}\n', "1: byte 24 .* not UTF-8; mend"),
+        (b'{"_id": "d1"}\n', r"1: no text under the key 'text', but the keys \['_id'\]; mend"),
+        (b'{"text": "a"}\n', r"1: no text under the key '_id', but the keys \['text'\]; mend"),
+        (b'{"_id": 1.5, "text": "a"}\n', "1: no text under the key '_id', but .*; mend"),
+        (b'{"_id": "d 1", "text": "a"}\n', "1: the id 'd 1' .* white space .*; give"),
+        (BEIR["corpus.jsonl"] * 2, "3: the id 'd1' stands on line 1 already; remove"),
+        (b"", " the file is empty; fetch or make it again"),
+        (b"\n\n\n", " the file is empty; fetch or make it again"),
+        (b'{"_id": "d1", "text": "a"}\n\n{"_id": "d2", "text": "a"}\n', "2: no valid"),
+        (b"[" * 200_000, "1: no valid JSON: .*; mend or remove"),
+        (b'{"_id": "d1", "text": NaN}\n', "1: no text under the key 'text', but the keys .*; mend"),
+        (b'{"_id": "d1", "text": "' + b"x" * 10**7 + b"\n", "1: no valid JSON: .*; mend or remove"),
+    ],
+    ("beir", "queries.jsonl"): [
+        (b'{"_id": "q1", "text": "\xff"}\n', "1: byte 24 of the line is not UTF-8; mend"),
+        (b'{"_id": "q1", "text": " "}\n', "1: the query 'q1' is empty; give it words"),
+        (BEIR["queries.jsonl"] * 2, "2: the id 'q1' stands on line 1 already; remove"),
+    ],
+    ("beir", "qrels/test.tsv"): [
+        (b"q1\td1\t1\n", "1: the header is missing; put"),
+        (b"query-id\tcorpus-id\tscore\nq1\td\xff\t1\n", "2: byte 5 of the line is not UTF-8; mend"),
+        (b"query-id\tcorpus-id\tscore\nq1\td1\tnan\n", "2: the grade 'nan' is no integer; mend"),
+        (b"query-id\tcorpus-id\tscore\nq1\td1\t1e999\n", "2: the grade '1e999' is no integer; mend"),
+        (b"query-id\tcorpus-id\tscore\n", " there is no judgement in it; fetch"),
+        (b"query-id\tcorpus-id\tscore\nq1\td1\n", "2: 2 fields where 3 .*; mend"),
+        (b"query-id\tcorpus-id\tscore\nq1\td1\thigh\n", "2: the grade 'high' is no .*mend"),
+        (b"query-id\tcorpus-id\tscore\nq1\td1\t1.5\n", r"2: the grade '1\.5' is no .*mend"),
+        (b"query-id\tcorpus-id\tscore\nq9\td1\t1\n", " 1 line of 1 have a query that .*take"),
+        (b"query-id\tcorpus-id\tscore\nq1\td9\t1\n", r" 1 line .* 'd9' \(line 2\); take"),
+        (
+            b"query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td1\t2\n",
+            "3: query 'q1' and passage 'd1' were judged 1 on an earlier line; remove",
+        ),
+    ],
+    ("msmarco", "collection.tsv"): [
+        (b"0\tCats\n1\tDo\tgs\n", "2: 3 fields where 2 are expected.*; mend"),
+        (b"0\tCats\n1\tD\xffgs\n", "2: byte 4 of the line is not UTF-8; mend"),
+        (b"0\tCats\n1\n", "2: 1 field where 2 are expected.*; mend"),
+        (b"0\tCats\n0\tDogs\n", "2: the id '0' stands on line 1 already; remove"),
+        (b"0\tCats\n\tDogs\n", "2: the id '' is empty or has white space.*; give"),
+    ],
+    ("msmarco", "queries.dev.tsv"): [
+        (b"10\twho\n10\twho\n", "2: the id '10' stands on line 1 already; remove"),
+        (b"10\tw\xffho\n", "1: byte 5 of the line is not UTF-8; mend"),
+        (b"10\t\n", "1: the query '10' is empty; give it words or remove"),
+    ],
+    ("msmarco", "qrels.dev.tsv"): [
+        (b"10 0 0\n", "1: 3 fields where 4 are expected.*; mend"),
+        (b"10\t0\t0\tone\n", "1: the grade 'one' is no integer; mend"),
+        (b"10\t0\t0\t" + b"9" * 5000 + b"\n", "1: the grade .*; mend"),
+    ],
+    ("negatives", "negatives.tsv"): [
+        (b"10\t1\t0\n", "1: 3 fields where 2 are expected.*; mend"),
+        (b"10\t1,7\n", r"1: .*collection\.tsv has no passage '7'; mend"),
+        (b"10\t1,,0\n", r"1: .*collection\.tsv has no passage ''; mend"),
+        (b"99\t1\n", " none of its queries is judged in the split; take"),
+        (b"10\t\xff\n", "1: byte 4 of the line is not UTF-8; mend"),
+        (b"", " the file is empty; fetch or make it again"),
+    ],
+    ("scores", "scores.txt"): [
+        (b"10\t0\t1\n10\t1\t1e999\n", "2: the score '1e999' is no finite number; mend"),
+        (b"10\t0\t-inf\n", "1: the score '-inf' is no finite number; mend"),
+        (b"10\t0\t[nan]\n", r"1: the score '\[nan\]' is no finite number; mend"),
+        (b"10\t0\t\n", "1: the score '' is no finite number; mend"),
+        (b"10\t0\t" + b"9" * 5000 + b"\n", "1: the score .* is no finite number; mend"),
+        (b"10\t0\t1\n10\t\xff\t1\n", "2: byte 4 of the line is not UTF-8; mend"),
+        (b"\n\n", " none of its queries is trained on; take"),
+    ],
+    ("prepared", "train_qrels.txt"): [
+        (b"q1\td1\nq1\t\xff\n", "2: byte 4 of the line is not UTF-8; mend"),
+        (b"q1\td1,,d2\n", "1: .*corpus has no passage ''; prepare"),
+        (b"q1\n", "1: not `query-id TAB passage-id,passage-id,...`; mend"),
+        (b"", " the file is empty; fetch or make it again"),
+    ],
+    ("prepared", "corpus/mapping_id.txt"): [
+        (b"d1\t0\nd1\t1\n", "2: the id 'd1' stands on line 1 already; remove"),
+        (b"d1\t0\nd2\t0\n", " does not give each of the 2 rows of .*corpus one id; prepare"),
+        (b"d1\t0\nd2\tnan\n", " does not give each of the 2 rows of .*corpus one id; prepare"),
+        (b"d1\t0\nd\xff2\t1\n", " not lines `id TAB row`: .*; prepare"),
+        (b"", " not lines `id TAB row`: .*; prepare"),
+    ],
+    ("examples", "a.jsonl"): [
+        (b'{"query": "x", "positive": "\xff"}\n', "1: byte 29 of the line is not UTF-8; mend"),
+        (b'{"query": "x", "positive": "\\ud800"}\n', "1: 'positive' holds half of a surrogate pair .*; mend"),
+        (b'{"query": " ", "positive": "y"}\n', "1: no text under 'query' or 'anchor', but the keys .*; mend"),
+        (b'{"query": "x", "positive": []}\n', "1: no positive passage, but the keys .*; mend"),
+        (b'{"query": "x", "positive_passages": true}\n', "1: 'positive_passages' is no list; mend"),
+        (
+            b'{"query": "x", "positive_passages": [{"docid": 1, "text": "y", "title": 7}]}\n',
+            "1: a passage without 'docid' or 'text', or whose title is no text; mend",
+        ),
+        (b'{"query": "x", "positive": "y"}\n{"query"\n', "2: no valid JSON: .*; mend"),
+        (b"", " the file is empty; fetch or make it again"),
+    ],
+    ("model", "modules.json"): [
+        (b"{", " not valid JSON: .*; fetch or make it again"),
+        (b"{}", " a JSON dict where a list is expected; fetch"),
+        (b'[{"path": ""}]', " .* is no type and directory of a module; fetch"),
+        (b'[{"type": "Transformer", "path": "../other"}]', " .* is no type and directory of a module; fetch"),
+        (b'[{"type": "Transformer", "path": "/etc"}]', " .* is no type and directory of a module; fetch"),
+        (b'[{"type": "x.Dense", "path": ""}]', " the modules Dense are not supported"),
+    ],
+    ("model", "config.json"): [
+        (b"[]", " a JSON list where a dict is expected; fetch"),
+        (b'{"hidden_size": "32"}', " hidden_size is '32', not of type int"),
+        (b'{"num_attention_heads": 0}', " num_attention_heads 0 is less than 1"),
+        (b'{"model_type": ["bert"]}', r" model_type is \['bert'\]; known are"),
+    ],
+    ("run", "a.trec"): [
+        (b"q1 Q0 d1 1 0.5\n", "1: 5 fields where 6 are expected.*; mend"),
+        (b"q1 Q0 d1 1 high t\n", "1: the score 'high' is no finite 32-bit number; mend"),
+        (b"q1 Q0 d1 1 nan t\n", "1: the score 'nan' is no finite 32-bit number; mend"),
+        (b"q1 Q0 d1 1 -inf t\n", "1: the score '-inf' is no finite 32-bit number; mend"),
+        (b"q1 Q0 d1 1 1e999 t\n", "1: the score '1e999' is no finite 32-bit number; mend"),
+        (b"q1 Q0 d1 1 1e99 t\n", "1: the score '1e99' is no finite 32-bit number; mend"),
+        (b"q1 Q0 d1 1 1 t\nq1 Q0 d1 2 1 t\n", "2: passage 'd1' stands twice .*; remove"),
+        (b"q1 Q0 d\xff1 1 1 t\n", "1: byte 8 of the line is not UTF-8; mend"),
+        (b"q1 Q0 d1 1 1 t\n\nq1 Q0 d2 1 1 t\n", "2: 0 fields where 6 are expected.*; mend"),
+        (b"", " the file is empty; "),
+    ],
+}
 
 
-def put(directory: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
-
-
-def refused(reader: str, directory: Path) -> str:
+def refused(read: Callable[[Path], object], directory: Path) -> str:
     """The message of the InputError; it is one line, not too long to read."""
     with pytest.raises(InputError) as error:
-        READERS[reader].read(directory)
+        read(directory)
     message = str(error.value)
     assert str(directory) in message and "\n" not in message and len(message) < 1000
     return message
 
 
-@pytest.mark.parametrize(("reader", "name", "content", "message"), BROKEN, ids=range(len(BROKEN)))
-def test_broken_file(tmp_path, reader, name, content, message):
-    put(tmp_path, READERS[reader].files | {name: content})
-    said = refused(reader, tmp_path)
-    assert re.search(message, said), said
+@pytest.mark.parametrize(
+    ("reader", "name", "row"),
+    [(reader, name, row) for (reader, name), rows in BROKEN.items() for row in range(len(rows))],
+)
+def test_broken_file(tmp_path, reader, name, row):
+    content, message = BROKEN[reader, name][row]
+    reader = READERS.get(reader, Reader(read_texts, {}))
+    put(tmp_path, reader.files | {name: content})
+    said = refused(reader.read, tmp_path)
+    assert re.search(f"{re.escape(str(tmp_path / name))}:{message}", said), said
+
+
+def test_a_packed_collection_that_ends_early(tmp_path):
+    packed = gzip.compress(b"".join(b'{"_id": "d%d", "text": "a text"}\n' % number for number in range(5000)))
+    put(tmp_path, BEIR | {"corpus.jsonl.gz": packed[:-40]})
+    (tmp_path / "corpus.jsonl").unlink()
+    said = refused(READERS["beir"].read, tmp_path)
+    assert re.search(r"corpus\.jsonl\.gz:\d+: cannot be unpacked any further: .*fetch it again", said), said
 
 
 TABLES = {
@@ -274,16 +238,32 @@ TABLES = {
 def test_token_blocks_of_the_wrong_kind(tmp_path, table):
     columns, message = TABLES[table]
     Dataset(pa.table(columns)).save_to_disk(tmp_path / "blocks")
-    said = refused("blocks", tmp_path / "blocks")
+    said = refused(read_blocks, tmp_path / "blocks")
     assert re.search(message, said), said
 
 
 def test_token_blocks_without_rows(tmp_path):
     Dataset.from_dict({"token_ids": [[1]]}).select([]).save_to_disk(tmp_path / "blocks")
-    assert "make it again" in refused("blocks", tmp_path / "blocks")
+    assert "make it again" in refused(read_blocks, tmp_path / "blocks")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "description"])
+def test_a_directory_that_is_no_saved_dataset(tmp_path):
+    for name, content in (("readme.txt", b""), ("state.json", b"{")):
+        put(tmp_path, {name: content})
+        assert "no saved Hugging Face dataset that can be read: " in refused(read_blocks, tmp_path)
+
+
+def test_a_saved_dataset_keeps_to_its_directory(tmp_path):
+    Dataset.from_dict({"token_ids": [[1]]}).save_to_disk(tmp_path / "other")
+    Dataset.from_dict({"token_ids": [[1]]}).save_to_disk(tmp_path / "blocks")
+    (data,) = (tmp_path / "other").glob("*.arrow")
+    state = json.loads((tmp_path / "blocks" / "state.json").read_text())
+    for outside in (str(data), f"../other/{data.name}"):
+        (tmp_path / "blocks" / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": outside}]}))
+        assert f"its file '{outside}' is outside of it; make" in refused(read_blocks, tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "offsets", "description"])
 def test_token_blocks_that_are_damaged(tmp_path, damage):
     directory = tmp_path / "blocks"
     Dataset.from_dict({"token_ids": [[1, 2, 3]] * 5000}).save_to_disk(directory)
@@ -294,9 +274,14 @@ def test_token_blocks_that_are_damaged(tmp_path, damage):
         data.write_bytes(b"")
     elif damage == "missing":
         data.unlink()
+    elif damage == "offsets":
+        content = data.read_bytes()
+        offset = content.index(np.arange(0, 300, 3, np.int32).tobytes()) + 40 * 4
+        data.write_bytes(content[:offset] + np.int32(2**30).tobytes() + content[offset + 4 :])
     else:
         (directory / "prepare.json").write_text("{")
-    assert "make it again" in refused("blocks", directory)
+    said = refused(read_blocks, directory)
+    assert "make it again" in said or "make token blocks with" in said
 
 
 # What is put up with: Windows' line ends and byte order marks, lines of ten megabytes, and empty texts where they are

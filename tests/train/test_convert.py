@@ -69,8 +69,8 @@ def test_tevatron_examples_keep_ids_and_titles(tmp_path, capsys):
     ("record", "message"),
     [
         ([1], "a JSON list where an object is expected"),
-        ({"text": "x"}, "no text under 'query' or 'anchor'; the line has text"),
-        ({"query": "x", "negative": "y"}, "no positive passage; the line has query, negative"),
+        ({"text": "x"}, r"no text under 'query' or 'anchor', but the keys \['text'\]"),
+        ({"query": "x", "negative": "y"}, r"no positive passage, but the keys \['query', 'negative'\]"),
         ({"query": "x", "positive": 7}, "'positive' is neither a text nor a list of texts"),
         ({"query": "x", "query_id": "a b", "positive": "y"}, "the id 'a b' is empty, has white space"),
         ({"query": "x", "positive_passages": [{"text": "y"}]}, "a passage without 'docid' or 'text'"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 
 import jax
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from retromae_jax import hosts
 from retromae_jax.checkpoints import train_state
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.errors import InputError
@@ -49,7 +49,8 @@ def train(directory, losses, during=lambda step: None, measured=lambda loss: los
 
     run = Run(directory, 2)
     run.command = "pretrain"
-    (directory / "run.json").write_text('{"command": "pretrain"}')
+    described = {"command": "pretrain", "model": {}, "encoder": {}, "config": {}, "data": {}}
+    (directory / "run.json").write_text(json.dumps(described))
     config = CONFIG.copy_and_resolve_references()
     config.update(changes)
     state = run.restore(initial())
@@ -194,9 +195,27 @@ def test_status_tells_what_a_run_is_doing(tmp_path, monkeypatch):
         status(tmp_path / "checkpoints")
 
 
-def test_status_of_a_stopped_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts, "stop_is_asked", lambda step: step == 3)
-    with pytest.raises(SystemExit):
-        train(tmp_path, [1, 2, 3, 4, 5])
-    assert "stopped by SIGTERM 0 s ago, with a checkpoint" in status(tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_run_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, number, capsys):
+    handlers = [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, [1, 2, 3, 4, 5], during=lambda step: os.kill(os.getpid(), number) if step == 2 else None)
+    assert stopped.value.code == 143
+    assert [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)] == handlers
+    assert "pretrain: stopped by a signal after step 3; the same command goes on" in capsys.readouterr().err
+    assert "stopped by a signal 0 s ago, with a checkpoint" in status(tmp_path)
     assert int(Run(tmp_path).restore(initial()).step) == 3
+    train(tmp_path, [1, 2, 3, 4, 5])
+    assert [line["step"] for line in log_of(tmp_path)] == [2, 3, 4, 5]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, capfd):
+    def interrupt(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert "Ctrl-C: the run stops after this step, with a checkpoint; once more" in capfd.readouterr().err
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, [1, 2, 3, 4, 5], during=interrupt)
+    assert int(Run(tmp_path).restore(initial()).step) == 2

@@ -147,10 +147,11 @@ def test_it_starts_from_encoders_and_from_cross_encoders(trained, minilm_directo
 
 
 def test_settings_that_make_no_sense_are_refused(config):
-    config.group_size, config.max_length = 1, 600
+    config.group_size, config.max_length, config.collection = 1, 600, "nowhere"
     with pytest.raises(InputError) as caught:
         rerank(config)
     assert "group_size 1 is less than 2" in str(caught.value)
+    assert "collection 'nowhere' is not there" in str(caught.value)
     assert "max_length 600 is not between 8 and the model's 512 positions" in str(caught.value)
 
 

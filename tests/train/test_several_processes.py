@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -214,24 +215,21 @@ def test_only_the_first_process_speaks(runs):
         assert part not in said_by_second
 
 
-def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path, monkeypatch):
-    """A step on two processes with four devices each, one on one with eight, one on one with four."""
-    one, two, _ = runs
-    stages = ("pretrained", "finetuned")
+def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path):
+    """A step on one process with eight devices, one on two with four each, one on a single device."""
+    one, stages = runs[0], ("pretrained", "finetuned")
     moved = tmp_path / "moved"
-    shutil.copytree(two, moved, symlinks=True)
+    shutil.copytree(one, moved, symlinks=True)
     for stage in stages:
         shutil.rmtree(moved / stage / "checkpoints" / "2")
         shutil.rmtree(moved / stage / "checkpoints" / "3")
-    monkeypatch.chdir(moved)
-    run_stages(stages)
-    for stage in stages:
-        shutil.rmtree(moved / stage / "checkpoints" / "3")
-    ((_, errors),) = finish(start(moved, 1, 4, STAGES.format(stages=stages)))
-    assert errors.count("3, from step 2 on") == 2
-    for stage in stages:
-        assert_same_metrics(metrics_of(moved / stage), metrics_of(one / stage), 1e-5)
-        assert_same_arrays(parameters_of(moved / stage), parameters_of(one / stage), 1e-6)
+    for processes, devices, step in ((2, 4, 1), (1, 1, 2)):
+        (_, said), *_ = finish(start(moved, processes, devices, STAGES.format(stages=stages)))
+        assert said.count(f"3, from step {step} on") == 2
+        for stage in stages:
+            assert_same_metrics(metrics_of(moved / stage), metrics_of(one / stage), 1e-5)
+            assert_same_arrays(parameters_of(moved / stage), parameters_of(one / stage), 1e-6)
+            shutil.rmtree(moved / stage / "checkpoints" / "3")
 
 
 def test_disagreement_is_refused_everywhere_and_the_loss_of_a_process_ends_the_others(tmp_path):
@@ -252,19 +250,20 @@ def test_disagreement_is_refused_everywhere_and_the_loss_of_a_process_ends_the_o
 
 
 @pytest.mark.long
-def test_sigterm_to_one_process_stops_all_with_a_checkpoint(data, tmp_path):
+@pytest.mark.parametrize("asked_by", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(data, tmp_path, asked_by):
     script = STAGES.format(stages=("pretrained",)).replace("stages.run", "stages.STEPS['num_steps'] = 1000; stages.run")
     first, second = start(with_links(tmp_path, data), 2, 4, script)
     checkpoints = tmp_path / "pretrained" / "checkpoints"
     while not (checkpoints / "1").exists():
         assert first.poll() is None
         time.sleep(0.1)
-    second.terminate()
+    second.send_signal(asked_by)
     _, errors = first.communicate(timeout=120)
     second.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (143, 143)
     last = max(int(path.name) for path in checkpoints.iterdir())
-    assert f"stopped by SIGTERM after step {last}" in errors
+    assert f"stopped by a signal after step {last}" in errors
     assert metrics_of(tmp_path / "pretrained")[-1]["step"] == last < 1000
 
 

@@ -209,7 +209,7 @@ def test_pretraining_logs_what_the_user_looks_for(pretrained):
     assert list((pretrained / "tensorboard").iterdir())
 
 
-def test_settings_that_make_no_sense_are_refused_before_anything_is_read(tmp_path):
+def test_settings_that_make_no_sense_are_refused(tmp_path):
     changes = {"batch_size": 0, "log_every": 0, "encoder_mask_probability": 1.5, "data": "nowhere"}
     with pytest.raises(InputError) as error:
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), **changes))
@@ -277,6 +277,19 @@ def test_all_problems_are_reported_at_once(pretrained, tmp_path):
         "validation_blocks 8 and batch_size 80000",
     ):
         assert problem in str(error.value)
+    config.update(data="nowhere", tokenizer="./no_tokenizer", learning_rate=float("nan"), decoder_query="raw")
+    config.update(fsdp=0, accumulation_parts=0, seed=-1, objective="none")
+    with pytest.raises(InputError, match="8 problem") as error:
+        pretrain(config)
+    for problem in (
+        "nowhere: token blocks do not exist",
+        "model directory './no_tokenizer' does not exist",
+        "learning_rate nan is not above 0",
+        "decoder_query 'raw' is unknown; known are position, embedded",
+        "objective 'none' is unknown",
+        "fsdp 0 is less than 1; accumulation_parts 0 is less than 1; seed -1 is less than 0",
+    ):
+        assert problem in str(error.value)
     assert not (tmp_path / "never").exists()
     with pytest.raises(InputError, match="batch_size 9 does not divide over 8 devices"):
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), batch_size=9))
@@ -298,11 +311,11 @@ def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_pat
     with pytest.raises(InputError, match=r"--profile needs 6 steps, and .* has 3 to go"):
         finetune(config, profile=True)
     with monkeypatch.context() as patch:
-        patch.setattr(hosts, "stop_is_asked", lambda step: step == 4)
+        patch.setattr(hosts.StopSignals, "are_given", lambda signals, step: step == 4)
         with pytest.raises(SystemExit) as stopped:
             finetune(config)
     assert stopped.value.code == 143
-    assert "finetune: stopped by SIGTERM after step 4" in capsys.readouterr().err
+    assert "finetune: stopped by a signal after step 4" in capsys.readouterr().err
     finetune(config)
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [3, 4, 6]
     for name, value in parameters_of(tmp_path / "run", step=6).items():
@@ -331,8 +344,11 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
     # A group of 8 has random passages, which nobody scored.
     with pytest.raises(InputError, match=r"teacher_scores: .* random passages .* set --config\.missing_scores"):
         finetune(recipe("never", group_size=8))
-    with pytest.raises(InputError, match="4 problem") as error:
-        finetune(recipe("never", group_size=1, missing_scores="drop", matryoshka_dims=(33,), distillation_loss="kl"))
+    with pytest.raises(InputError, match="6 problem") as error:
+        wrong = {"group_size": 1, "missing_scores": "drop", "matryoshka_dims": (33,), "distillation_loss": "kl"}
+        finetune(recipe("never", negatives=("none.tsv",), temperature=0.0, **wrong))
+    assert "negatives 'none.tsv' is not there" in str(error.value)
+    assert "temperature 0.0 is not above 0" in str(error.value)
     assert "matryoshka_dims 33 is not a number between 1 and the model's hidden_size 32" in str(error.value)
     assert "group_size 1 is too small to learn from teacher_scores" in str(error.value)
 
