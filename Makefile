@@ -63,6 +63,52 @@ demo: demo-data
 		--run 'pretraining=runs/demo/pretrained' \
 		--run 'fine-tuning=runs/demo/finetuned'
 
+# Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
+# on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning with what was mined; a cross-encoder; its
+# scores; fine-tuning with those. The fine-tunings differ in init, negatives and scores, and in nothing else. Each query
+# comes once at most, so a group's negatives are all that are drawn. Learnt and mined is from the split train alone.
+DATA ?= data
+STAGES := runs/stages
+STAGES_MINE := $(RUN) -m eval.mine --collection $(DATA) --to-rank 50 --negatives 3
+STAGES_FINETUNE := $(RUN) -m train.finetune --config configs/stages_finetune.py --config.collection $(DATA)
+STAGES_ENCODE := --query-max-length 24 --passage-max-length 64 --compute-dtype bfloat16
+STAGES_EVALUATE := $(RUN) -m eval.msmarco --collection $(DATA) --split test --depth 100 $(STAGES_ENCODE)
+STAGES_SCORE := $(RUN) -m eval.rerank --model $(STAGES)/reranker --collection $(DATA) --compute-dtype bfloat16
+stages: demo-data
+	$(RUN) -m train.prepare --config configs/demo.py --config.sources $(DATA)/corpus.jsonl --config.data build/stages/blocks
+	$(RUN) -m train.pretrain --config configs/demo.py --config.sources $(DATA)/corpus.jsonl \
+		--config.data build/stages/blocks --config.workdir $(STAGES)/pretrained
+	$(STAGES_MINE) --bm25 --output $(STAGES)/bm25_negatives.tsv
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv --config.workdir $(STAGES)/bm25_negatives
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv --config.workdir $(STAGES)/not_pretrained \
+		--config.init build/demo/checkpoint
+	$(STAGES_MINE) --model $(STAGES)/bm25_negatives $(STAGES_ENCODE) --output $(STAGES)/mined_negatives.tsv
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv --config.workdir $(STAGES)/mined_negatives
+	$(RUN) -m train.rerank --config configs/stages_rerank.py --config.collection $(DATA) \
+		--config.negatives $(STAGES)/mined_negatives.tsv
+	$(STAGES_SCORE) --split train --pairs $(STAGES)/mined_negatives.tsv --output $(STAGES)/teacher
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv --config.workdir $(STAGES)/distilled \
+		--config.teacher_scores $(STAGES)/teacher/scores.tsv
+	$(RUN) -m eval.bm25 --collection $(DATA) --split test --depth 100 --output $(STAGES)/eval/bm25
+	$(STAGES_EVALUATE) --model build/demo/checkpoint --output $(STAGES)/eval/checkpoint
+	$(STAGES_EVALUATE) --model $(STAGES)/not_pretrained --output $(STAGES)/eval/not_pretrained
+	$(STAGES_EVALUATE) --model $(STAGES)/bm25_negatives --output $(STAGES)/eval/bm25_negatives
+	$(STAGES_EVALUATE) --model $(STAGES)/mined_negatives --output $(STAGES)/eval/mined_negatives
+	$(STAGES_EVALUATE) --model $(STAGES)/distilled --output $(STAGES)/eval/distilled
+	$(STAGES_SCORE) --split test --run $(STAGES)/eval/mined_negatives/run.trec --depth 20 --output $(STAGES)/eval/reranked
+	$(RUN) -m eval.report --output $(STAGES)/report \
+		--evaluation 'BM25=$(STAGES)/eval/bm25' \
+		--evaluation 'checkpoint as it came=$(STAGES)/eval/checkpoint' \
+		--evaluation 'fine-tuned with BM25 negatives=$(STAGES)/eval/not_pretrained' \
+		--evaluation 'pretrained, then fine-tuned with BM25 negatives=$(STAGES)/eval/bm25_negatives' \
+		--evaluation 'pretrained, then fine-tuned with mined negatives=$(STAGES)/eval/mined_negatives' \
+		--evaluation 'its first 20, reranked by the cross-encoder=$(STAGES)/eval/reranked' \
+		--evaluation 'pretrained, then distilled from the cross-encoder=$(STAGES)/eval/distilled' \
+		--run 'pretraining=$(STAGES)/pretrained' \
+		--run 'fine-tuning with mined negatives=$(STAGES)/mined_negatives' \
+		--run 'cross-encoder=$(STAGES)/reranker' \
+		--run 'distillation=$(STAGES)/distilled'
+
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
