@@ -2,9 +2,10 @@
 
     make stages DATA=data/collection
 
-Each of its fine-tunings starts from the same pretrained encoder and takes as many steps with this recipe; they differ in
-`--config.negatives` (BM25's, or mined with the encoder of the stage before) and `--config.teacher_scores` only, so that
-the table tells what those are worth. Minutes each on 2 cores. docs/results.md has the table to expect.
+All its fine-tunings take as many steps with this recipe, and differ in `--config.init` (the pretrained encoder, or the
+one that pretraining began with), `--config.negatives` (BM25's, or mined with the encoder of the stage before) and
+`--config.teacher_scores` only, so that the table tells what those are worth. Minutes each on 2 cores. docs/results.md
+has the table to expect.
 """
 
 from ml_collections import ConfigDict
