@@ -10,11 +10,11 @@ On several hosts, each encodes its share of the passages and searches for its sh
 what one host alone would have written, where all see it. A run is read by the first alone.
 
 Beside the output lies, until it is written, a directory with an encoder's passage embeddings (passages x width x 4
-bytes) and each host's negatives. Memory holds the queries, their qrels, the passages' ids and positions in their file;
-16,384 queries' results (x --to-rank x 12 bytes, 39 MB at rank 200; twice while blocks are merged); and an encoder's
-embeddings of these queries and of one block of passages (512 MiB). More queries, ranks and passages take time and disk.
-BM25's index is in memory as a whole, on every host (12 bytes or so for each different word of each passage, and several
-times that while it is made): for collections that are too large for it, give a search engine's run.
+bytes) and each host's negatives. Memory holds the queries, their qrels, and the passages' ids and positions in their
+file; the results of 16,384 queries at a time, which are 12 bytes for each of their ranks (39 MB at 200), or some 150
+while a run is read; and an encoder's embeddings of these queries and of one block of passages (512 MiB). All else is
+time and disk. BM25's index is in memory as a whole, on every host: some 8 bytes for each different word of each passage,
+and several times that while it is made. For collections that are too large for it, give a search engine's run.
 """
 
 import argparse
@@ -129,11 +129,10 @@ def _mine(arguments: argparse.Namespace, directory: Path) -> None:
                 for query, *one in zip(queries, scores, indices, strict=True)
             ]
             counts.append(np.array([(len(one.negatives), *one[1:]) for one in drawn], np.int64))
-            passages = collection.passages.ids.take(pa.array(np.concatenate([one.negatives for one in drawn])))
-            ids = iter(passages.to_pylist())
             for query, one in zip(queries, drawn, strict=True):
                 if len(one.negatives):
-                    yield f"{query_ids[query]}\t{','.join(next(ids) for _ in one.negatives)}"
+                    passages = collection.passages.ids.take(pa.array(one.negatives)).to_pylist()
+                    yield f"{query_ids[query]}\t{','.join(passages)}"
 
     process = jax.process_index()
     files, counted = hosts.files(directory, "negatives.tsv"), hosts.files(directory, "counts.npy")

@@ -37,7 +37,7 @@ def test_an_encoders_negatives_in_batches_and_blocks(collection, minilm_director
     assert negatives["q1"] == ["a", "d", "c"] and sorted(negatives["q2"]) == ["a", "b", "d"]
     printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert printed["queries with a relevant passage"] == "2" and printed["relevant ones, left out"] == "2"
-    assert [path.name for path in tmp_path.glob(".mine-*")] == []
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
     # What training reads.
     opened = load_collection(collection, "train")
