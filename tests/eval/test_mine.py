@@ -45,7 +45,8 @@ def test_an_encoders_negatives_in_batches_and_blocks(collection, minilm_director
     assert opened.passages.ids.take(found[0]).to_pylist() == ["a", "d", "c"]
 
 
-def test_runs_and_bm25_agree(collection, tmp_path, capsys):
+def test_runs_and_bm25_agree(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.mine.QUERIES_AT_ONCE", 1)
     bm25.main(f"--collection {collection} --split train --output {tmp_path / 'bm25'}".split())
     files = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
     window = f"--collection {collection} --from-rank 1 --to-rank 3"
