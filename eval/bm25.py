@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from eval.measure import argument_parser, open_evaluation, report
 from retromae_jax.errors import exits_on_input_error
-from retromae_jax.retrieval.bm25 import K1, B, search_bm25
+from retromae_jax.retrieval.bm25 import BM25, K1, B
 from retromae_jax.retrieval.metrics import Scores
 
 SYSTEM = "BM25"
@@ -23,8 +23,8 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
     """
     collection, output = open_evaluation(arguments, SYSTEM)
     started = time.monotonic()
-    queries = list(collection.queries.values())
-    found = search_bm25(queries, collection.passages.texts(arguments.titles), arguments.depth)
+    index = BM25(collection.passages.texts(arguments.titles))
+    found = index.search(list(collection.queries.values()), arguments.depth)
     seconds = {"search": time.monotonic() - started}
     return report(collection, found, output, SYSTEM, arguments.titles, {"k1": K1, "b": B}, seconds)
 

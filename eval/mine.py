@@ -6,27 +6,37 @@
 The search is an encoder's (--model), BM25's (--bm25) or any that wrote a TREC run (--run). Passages that the split's
 qrels call relevant are left out. The output's lines are `query-id TAB passage-id,passage-id,...`, the hardest first.
 
-An encoder's passage embeddings lie in a temporary file beside the output (passages x width x 4 bytes) and are searched
-in blocks, a batch of queries after the other, so that memory does not grow with the collection's embeddings.
+On several hosts, each encodes its share of the passages and searches for its share of the queries; the first writes
+what one host alone would have written, where all see it. A run is read by the first alone.
+
+Beside the output lies, until it is written, a directory with an encoder's passage embeddings (passages x width x 4
+bytes) and each host's negatives. Memory holds the queries, their qrels, and the passages' ids and positions in their
+file; the results of 16,384 queries at a time, which are 12 bytes for each of their ranks (39 MB at 200), or some 150
+while a run is read; and an encoder's embeddings of these queries and of one block of passages (512 MiB). All else is
+time and disk. BM25's index is in memory as a whole, on every host: some 8 bytes for each different word of each
+passage, and several times that while it is made. For collections that are too large for it, give a search engine's run.
 """
 
 import argparse
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pyarrow as pa
 
 from eval.measure import QUERY_MAX_LENGTH, add_collection_arguments, add_encoder_arguments, passage_indices, positive
+from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Collection, load_collection
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say, table
-from retromae_jax.retrieval.bm25 import search_bm25
-from retromae_jax.retrieval.encode import encode_texts
+from retromae_jax.retrieval.bm25 import BM25
+from retromae_jax.retrieval.encode import encode_into_files, encode_texts
 from retromae_jax.retrieval.negatives import NegativeSampler
 from retromae_jax.retrieval.runs import iterate_run, ranking, write_lines
 from retromae_jax.retrieval.search import search_faiss
@@ -63,6 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--negatives", type=positive, help="negatives drawn for each query (default: all)")
     parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
     add_encoder_arguments(parser)
+    hosts.add_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.from_rank > arguments.to_rank:
         parser.error(f"--from-rank {arguments.from_rank} is behind --to-rank {arguments.to_rank}")
@@ -77,18 +88,29 @@ def _not_negative(argument: str) -> float:
 
 
 def mine(arguments: argparse.Namespace) -> None:
-    """Searches, draws and writes negatives, and prints a summary.
+    """Searches and draws negatives on all hosts; writes them on the first, and prints a summary.
 
     Raises:
         InputError: if collection, model or run cannot be used, or no query has negatives.
     """
     if arguments.model:
         open_model(arguments.model)  # a mistyped name shows before a large collection is read
+    directory = arguments.output.with_name(f".{arguments.output.name}.mining")
     try:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=arguments.output.parent).close()
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
         raise InputError(f"{arguments.output}: cannot be written: {error.strerror}; choose another --output") from error
+    try:
+        hosts.check_shared(directory, "--output")
+        _mine(arguments, directory)
+    finally:
+        if hosts.is_first():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _mine(arguments: argparse.Namespace, directory: Path) -> None:
+    """Mines, by way of files in a directory that all hosts see."""
     collection = load_collection(arguments.collection, arguments.split)
     relevant = collection.relevant_passages()
     trained = [number for number, passages in enumerate(relevant) if len(passages)]
@@ -98,7 +120,7 @@ def mine(arguments: argparse.Namespace) -> None:
         arguments.from_rank, arguments.to_rank, arguments.margin, arguments.negatives, arguments.seed
     )
     query_ids = list(collection.queries)
-    mined: list[tuple[int, int, int, int]] = []
+    counts = [np.empty((0, 4), np.int64)]
 
     def lines(found: Iterator[Found]) -> Iterator[str]:
         for queries, scores, indices in found:
@@ -106,54 +128,65 @@ def mine(arguments: argparse.Namespace) -> None:
                 sampler.sample(query, *one, relevant[query])
                 for query, *one in zip(queries, scores, indices, strict=True)
             ]
-            mined.extend((len(one.negatives), *one[1:]) for one in drawn)
-            passages = collection.passages.ids.take(pa.array(np.concatenate([one.negatives for one in drawn])))
-            ids = iter(passages.to_pylist())
+            counts.append(np.array([(len(one.negatives), *one[1:]) for one in drawn], np.int64))
             for query, one in zip(queries, drawn, strict=True):
                 if len(one.negatives):
-                    yield f"{query_ids[query]}\t{','.join(next(ids) for _ in one.negatives)}"
-        if not any(count for count, *_ in mined):
-            raise InputError("no query has negatives; take a wider window of ranks or a smaller margin")
+                    passages = collection.passages.ids.take(pa.array(one.negatives)).to_pylist()
+                    yield f"{query_ids[query]}\t{','.join(passages)}"
 
-    with tempfile.TemporaryDirectory(prefix=".mine-", dir=arguments.output.parent) as directory:
-        write_lines(arguments.output, lines(_search(arguments, collection, trained, Path(directory))))
-    _report(arguments, np.array(mined).reshape(-1, 4), len(trained))
+    process = jax.process_index()
+    files, counted = hosts.files(directory, "negatives.tsv"), hosts.files(directory, "counts.npy")
+    write_lines(files[process], lines(_search(arguments, collection, trained, directory)))
+    np.save(counted[process], np.concatenate(counts))
+    hosts.part()
+    if not hosts.is_first():
+        return
+    mined = np.concatenate([np.load(file) for file in counted])
+    if not mined[:, 0].any():
+        raise InputError("no query has negatives; take a wider window of ranks or a smaller margin")
+    write_lines(arguments.output, _lines_of(files))
+    _report(arguments, mined, len(trained))
+
+
+def _lines_of(files: Sequence[Path]) -> Iterator[str]:
+    for path in files:
+        with path.open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
 
 
 def _search(
     arguments: argparse.Namespace, collection: Collection, trained: Sequence[int], directory: Path
 ) -> Iterator[Found]:
-    """Searches for the queries with these numbers."""
+    """Searches for this host's share of the queries with these numbers."""
     if arguments.run is not None:
-        return _read(arguments.run, collection, trained, arguments.to_rank)
+        if hosts.is_first():
+            yield from _read(arguments.run, collection, trained, arguments.to_rank)
+        return
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
+    search = BM25(passages).search if arguments.bm25 else _encoder_search(arguments, passages, directory)
     texts = list(collection.queries.values())
-    queries = [texts[number] for number in trained]
-    if arguments.bm25:
-        return iter([Found(trained, *search_bm25(queries, passages, arguments.to_rank))])
-    return _search_with_encoder(arguments, trained, queries, passages, directory)
+    own = hosts.share(len(trained))
+    for start in own[::QUERIES_AT_ONCE]:
+        queries = trained[start : min(start + QUERIES_AT_ONCE, own.stop)]
+        yield Found(queries, *search([texts[query] for query in queries], arguments.to_rank))
 
 
-def _search_with_encoder(
-    arguments: argparse.Namespace,
-    trained: Sequence[int],
-    queries: Sequence[str],
-    passages: Sequence[str],
-    directory: Path,
-) -> Iterator[Found]:
+def _encoder_search(
+    arguments: argparse.Namespace, passages: Sequence[str], directory: Path
+) -> Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]:
+    """Encodes the passages; what it returns finds the best k of them for some queries, scores and indices [Q, k]."""
     encoder = Encoder.from_pretrained(
         arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
     )
     query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
     passage_max_length = arguments.passage_max_length or encoder.max_length
-    embeddings = np.lib.format.open_memmap(
-        directory / "passages.npy", "w+", np.float32, (len(passages), encoder.dimension)
-    )
-    encode_texts(encoder, passages, passage_max_length, arguments.batch_size, "passages", into=embeddings)
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        some = slice(start, start + QUERIES_AT_ONCE)
-        query_embeddings = encode_texts(encoder, queries[some], query_max_length, arguments.batch_size, "queries")
-        yield Found(trained[some], *search_faiss(query_embeddings, embeddings, arguments.to_rank))
+    embeddings = encode_into_files(encoder, passages, passage_max_length, arguments.batch_size, "passages", directory)
+
+    def search(queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        query_embeddings = encode_texts(encoder, queries, query_max_length, arguments.batch_size, "queries")
+        return search_faiss(query_embeddings, embeddings, k)
+
+    return search
 
 
 def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int) -> Iterator[Found]:
@@ -217,7 +250,9 @@ def _report(arguments: argparse.Namespace, mined: np.ndarray, queries: int) -> N
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    mine(parse(argv))
+    arguments = parse(argv)
+    hosts.start(arguments)
+    mine(arguments)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@
         --evaluation 'BM25=runs/demo/eval/bm25' --evaluation 'fine-tuned=runs/demo/eval/finetuned' \\
         --run 'pretraining=runs/demo/pretrained' --run 'fine-tuning=runs/demo/finetuned'
 
-Prints a table of the evaluations, what pretraining runs say of the reconstruction gain, and example queries with the
-last evaluation's top hits. Writes metrics.json, curves.png, and run.trec, the last evaluation's run.
+Prints a table of the evaluations, and what each gains over the one above it with a 95 % confidence interval; what
+pretraining runs say of the reconstruction gain; and example queries with the last evaluation's top hits. Writes
+metrics.json, curves.png, and run.trec, the last evaluation's run.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import textwrap
@@ -20,11 +22,13 @@ from retromae_jax.data.retrieval import load_collection
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.files import read_json
 from retromae_jax.logging import table
+from retromae_jax.retrieval.metrics import mean_gain
 from retromae_jax.retrieval.runs import ranking, read_run
 
 MEASURES = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10")
 EXAMPLES, HITS = 3, 3
 GAIN = "held_out/reconstruction_gain"
+AGAIN = "run the evaluation again"
 
 
 def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) -> None:
@@ -44,8 +48,10 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
         raise InputError(f"the evaluations are of different collections or splits and cannot be compared: {judged}")
     missing = [directory / "run.trec" for directory in evaluations.values() if not (directory / "run.trec").is_file()]
     if missing:
-        raise InputError(f"{missing[0]} does not exist; run the evaluation again")
-    curves = {name: _read_curves(directory) for name, directory in runs.items()}
+        raise InputError(f"{missing[0]} does not exist; {AGAIN}")
+    per_query = {name: _read_lines(directory / "per_query.jsonl", AGAIN) for name, directory in evaluations.items()}
+    remedy = "is it the directory of a training run?"
+    curves = {name: _read_lines(directory / "metrics.jsonl", remedy) for name, directory in runs.items()}
     gains = {
         name: [(row["step"], row[GAIN]) for row in rows if GAIN in row]
         for name, rows in curves.items()
@@ -57,8 +63,15 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
     except OSError as error:
         raise InputError(f"{output}: {error.strerror}; choose another --output") from error
     # A search that is not deep enough has no Recall@1000.
-    shown = [measure for measure in MEASURES if all(measure in one["metrics"] for one in found.values())]
-    rows = [{"system": name} | {measure: one["metrics"][measure] for measure in shown} for name, one in found.items()]
+    shown = [measure for measure in MEASURES if any(measure in one["metrics"] for one in found.values())]
+    rows = [
+        {"system": name} | {measure: one["metrics"].get(measure) for measure in shown} for name, one in found.items()
+    ]
+    gained = [
+        {"gain of": name, "over": above}
+        | {measure: _gain(per_query[above], per_query[name], measure) for measure in shown}
+        for above, name in itertools.pairwise(found)
+    ]
     summary = {"evaluations": found, "reconstruction_gain": gains, "training": {k: v[-1:] for k, v in curves.items()}}
     (output / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     last = list(evaluations.values())[-1]
@@ -70,6 +83,8 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
     first = next(iter(found.values()))
     title = f"{Path(directory).name}, {split}: {first['queries']:,} queries, {first['passages']:,} passages"
     print("\n" + table(rows, title))
+    if gained:
+        print("\n" + table(gained, "means of the queries' differences, with 95 % confidence intervals"))
     for name, measured in gains.items():
         path = ", ".join(f"{gain:.3f} at step {step:,}" for step, gain in measured)
         print(
@@ -81,15 +96,23 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
 
 
 def _read_evaluation(directory: Path) -> dict:
-    return read_json(directory / "metrics.json", dict, "run the evaluation again")
+    return read_json(directory / "metrics.json", dict, AGAIN)
 
 
-def _read_curves(directory: Path) -> list[dict[str, float]]:
+def _read_lines(path: Path, remedy: str) -> list[dict]:
     try:
-        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{directory / 'metrics.jsonl'}: {error}; is it the directory of a training run?") from error
+        raise InputError(f"{path}: {error}; {remedy}") from error
+
+
+def _gain(before: list[dict], after: list[dict], measure: str) -> str | None:
+    """The gain in a measure over the queries, if both have it."""
+    if measure not in before[0] or measure not in after[0]:
+        return None
+    ordered = ([line[measure] for line in sorted(lines, key=lambda line: line["query"])] for lines in (before, after))
+    mean, margin = mean_gain(*ordered)
+    return f"{mean:+.4f} ± {margin:.4f}"
 
 
 def _examples(directory: str, split: str, run_file: Path) -> str:

@@ -11,6 +11,9 @@ scores the best 100 passages of each query in any TREC run. Beside what all eval
 
 scores training pairs, and writes `scores.tsv` only: the passages that a file names for each query, in lines `query-id
 TAB passage-id` or `query-id TAB passage-id,passage-id,...` as `eval.mine` writes them, and the relevant passages.
+
+On several hosts, each scores its share of the queries and the first writes, where all see it. Memory holds the number
+of each pair's passage, 8 bytes, and its score, 4 bytes.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 
@@ -30,6 +34,7 @@ from eval.measure import (
     positive,
     report,
 )
+from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.cross_encoder import CrossEncoder
 from retromae_jax.data.retrieval import Collection, read_negatives
@@ -55,11 +60,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max-length", type=positive, help="tokens of query and passage together (default: the model's own maximum)"
     )
     add_model_arguments(parser)
+    hosts.add_flags(parser)
     return parser.parse_args(argv)
 
 
 def evaluate(arguments: argparse.Namespace) -> Scores | None:
-    """Scores pairs, and reports where they are those of a run.
+    """Scores pairs on all hosts; reports on the first, where they are those of a run, else None.
 
     Raises:
         InputError: if collection, output, model, run or pairs cannot be used.
@@ -67,6 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     system = Path(arguments.model).resolve().name
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
+    hosts.check_shared(output, "--output")
     cross_encoder = CrossEncoder.from_pretrained(arguments.model, arguments.compute_dtype)
     max_length = arguments.max_length or cross_encoder.max_length
     if not 8 <= max_length <= cross_encoder.config.max_length:
@@ -81,28 +88,39 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     started = time.monotonic()
     query_ids, texts = list(collection.queries), list(collection.queries.values())
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
+    scored = [query for query, own in enumerate(candidates) if len(own)]
+    files = hosts.files(output, "scores.npy")
+    found = []
+    own = [scored[number] for number in hosts.share(len(scored))]
+    with Progress("rerank", sum(len(candidates[query]) for query in own), "pairs") as progress:
+        for queries in _portions(candidates, own):
+            of_query = [texts[query] for query in queries for _ in candidates[query]]
+            of_passage = [passages[int(number)] for query in queries for number in candidates[query]]
+            found.append(cross_encoder.scores(of_query, of_passage, max_length, arguments.batch_size))
+            progress.update(len(of_query))
+    np.save(files[jax.process_index()], np.concatenate([np.empty(0, np.float32), *found]))
+    hosts.part()
+    if not hosts.is_first():
+        return None
+    seconds = {"score": time.monotonic() - started}
+
     # What a run's scores are to be reported with.
     shape = (len(texts) if arguments.run is not None else 0, arguments.depth)
     scores, indices = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
 
     def lines() -> Iterator[str]:
-        with Progress("rerank", sum(map(len, candidates)), "pairs") as progress:
-            for queries in _portions(candidates):
-                numbers = np.concatenate([candidates[query] for query in queries])
-                counts = [len(candidates[query]) for query in queries]
-                of_query = [texts[query] for query, count in zip(queries, counts, strict=True) for _ in range(count)]
-                of_passage = [passages[int(number)] for number in numbers]
-                found = cross_encoder.scores(of_query, of_passage, max_length, arguments.batch_size)
-                ids = iter(collection.passages.ids.take(pa.array(numbers)).to_pylist())
-                for query, own in zip(queries, np.split(found, np.cumsum(counts)[:-1]), strict=True):
-                    if arguments.run is not None:
-                        scores[query, : len(own)], indices[query, : len(own)] = own, candidates[query]
-                    for value in own:
-                        yield f"{query_ids[query]}\t{next(ids)}\t{value!s}"
-                progress.update(len(numbers))
+        values = (value for file in files for value in np.load(file))
+        for query in scored:
+            own = np.fromiter(values, np.float32, len(candidates[query]))
+            if arguments.run is not None:
+                scores[query, : len(own)], indices[query, : len(own)] = own, candidates[query]
+            ids = collection.passages.ids.take(pa.array(candidates[query])).to_pylist()
+            for passage, value in zip(ids, own, strict=True):
+                yield f"{query_ids[query]}\t{passage}\t{value!s}"
 
     write_lines(output / "scores.tsv", lines())
-    seconds = {"score": time.monotonic() - started}
+    for file in files:
+        file.unlink()
     if arguments.run is None:
         say(f"scores: {output / 'scores.tsv'}")
         return None
@@ -114,8 +132,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
         "batch_size": arguments.batch_size,
         "compute_dtype": arguments.compute_dtype,
     }
-    found = (scores, indices)
-    return report(collection, found, output, system, arguments.titles, settings, seconds, before)
+    return report(collection, (scores, indices), output, system, arguments.titles, settings, seconds, before)
 
 
 def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[dict[str, float], list[np.ndarray]]:
@@ -139,13 +156,12 @@ def _of_file(path: Path, collection: Collection) -> list[np.ndarray]:
     ]
 
 
-def _portions(candidates: Sequence[np.ndarray]) -> Iterator[list[int]]:
+def _portions(candidates: Sequence[np.ndarray], scored: Sequence[int]) -> Iterator[list[int]]:
     """Numbers of successive queries that have about `PAIRS_AT_ONCE` candidates together."""
     queries, pairs = [], 0
-    for query, own in enumerate(candidates):
-        if len(own):
-            queries.append(query)
-            pairs += len(own)
+    for query in scored:
+        queries.append(query)
+        pairs += len(candidates[query])
         if pairs >= PAIRS_AT_ONCE:
             yield queries
             queries, pairs = [], 0
@@ -155,7 +171,9 @@ def _portions(candidates: Sequence[np.ndarray]) -> Iterator[list[int]]:
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    evaluate(parse(argv))
+    arguments = parse(argv)
+    hosts.start(arguments)
+    evaluate(arguments)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,29 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def share(count: int, process: int | None = None) -> range:
+    """Successive numbers of `count` items that a process works on.
+
+    Args:
+        count: items of all processes.
+        process: which process; None takes this one.
+    """
+    processes, process = jax.process_count(), jax.process_index() if process is None else process
+    return range(count * process // processes, count * (process + 1) // processes)
+
+
+def files(directory: Path, name: str) -> list[Path]:
+    """A file for each process's share of something, in the order of the shares.
+
+    Args:
+        directory: seen by all processes.
+        name: of the whole, as in `scores.npy`.
+    """
+    stem, _, suffix = name.rpartition(".")
+    processes = jax.process_count()
+    return [directory / f"{stem}-{number:05d}-of-{processes:05d}.{suffix}" for number in range(processes)]
+
+
 def wait_for_all(reason: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

@@ -104,15 +104,17 @@ def progress(items: Iterable[Item], task: str, unit: str, total: int | None = No
 
 
 def table(rows: list[Mapping[str, object]], title: str = "") -> str:
-    """Formats rows of equal keys as an aligned plain-text table; floats get four decimals."""
+    """Formats rows of equal keys as an aligned plain-text table; floats get four decimals, None is a dash."""
 
     def text(value: object) -> str:
+        if value is None:
+            return "-"
         return f"{value:.4f}" if isinstance(value, float) else str(value)
 
     columns = list(rows[0])
     cells = [columns] + [[text(row[column]) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    numeric = [all(isinstance(row[column], int | float) for row in rows) for column in columns]
+    numeric = [all(isinstance(row[column], int | float | None) for row in rows) for column in columns]
 
     def line(values: list[str]) -> str:
         return "  ".join(

@@ -1,9 +1,24 @@
 import argparse
+from pathlib import Path
 
+import jax
 import pytest
 
+from retromae_jax import hosts
 from retromae_jax.errors import InputError
 from retromae_jax.hosts import VARIABLES, add_flags, start
+
+
+def test_every_item_is_in_one_share(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    shares = [hosts.share(10, process) for process in range(3)]
+    assert shares == [range(3), range(3, 6), range(6, 10)]
+    assert hosts.share(10) == shares[0]
+    assert [hosts.share(1, process) for process in range(3)] == [range(0), range(0), range(1)]
+    assert [file.name for file in hosts.files(Path("x"), "scores.npy")][1:] == [
+        "scores-00001-of-00003.npy",
+        "scores-00002-of-00003.npy",
+    ]
 
 
 @pytest.fixture(autouse=True)

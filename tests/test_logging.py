@@ -10,8 +10,12 @@ def test_durations_in_the_unit_one_would_say():
 
 
 def test_a_table_is_aligned():
-    rows = [{"system": "BM25", "nDCG@10": 0.5}, {"system": "RetroMAE", "nDCG@10": 0.75}]
-    expected = "scores\nsystem    nDCG@10\n--------  -------\nBM25       0.5000\nRetroMAE   0.7500"
+    rows = [
+        {"system": "BM25", "nDCG@10": 0.5},
+        {"system": "RetroMAE", "nDCG@10": 0.75},
+        {"system": "", "nDCG@10": None},
+    ]
+    expected = "scores\nsystem    nDCG@10\n--------  -------\nBM25       0.5000\nRetroMAE   0.7500\n                -"
     assert table(rows, "scores") == expected
 
 

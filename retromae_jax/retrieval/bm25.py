@@ -11,38 +11,47 @@ K1 = 0.9
 B = 0.4
 
 
-def search_bm25(queries: Sequence[str], passages: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the passages with the highest BM25 scores (k1 = 0.9, b = 0.4), best first, equal scores by index.
+class BM25:
+    """An index of passages by their words (k1 = 0.9, b = 0.4), in memory.
 
     Args:
-        queries: Q texts.
         passages: N texts.
-        k: how many passages to find for each query.
-
-    Returns:
-        Scores, float32 [Q, k], and passage indices, int64 [Q, k]. Where fewer than k passages share a word with the
-        query, its row ends in score -inf and index -1.
 
     Raises:
         InputError: if no passage has a word.
     """
-    import bm25s  # brings up JAX where that is installed
 
-    index = bm25s.BM25(k1=K1, b=B, method="lucene")
-    words = bm25s.tokenize(progress(passages, "BM25 index", "passages"), stopwords=[], show_progress=False)
-    if not words.vocab:
-        raise InputError("no passage has a word of two or more characters")
-    index.index(words, show_progress=False)
+    def __init__(self, passages: Sequence[str]):
+        import bm25s  # brings up JAX where that is installed
 
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    indices = np.full((len(queries), k), -1, np.int64)
-    for row, query in enumerate(progress(queries, "BM25 search", "queries")):
-        (query_words,) = bm25s.tokenize([query], stopwords=[], return_ids=False, show_progress=False)
-        passage_scores = index.get_scores_from_ids(index.get_tokens_ids(query_words))
-        found = _top_k(passage_scores, k)
-        scores[row, : len(found)] = passage_scores[found]
-        indices[row, : len(found)] = found
-    return scores, indices
+        self._index = bm25s.BM25(k1=K1, b=B, method="lucene")
+        words = bm25s.tokenize(progress(passages, "BM25 index", "passages"), stopwords=[], show_progress=False)
+        if not words.vocab:
+            raise InputError("no passage has a word of two or more characters")
+        self._index.index(words, show_progress=False)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the passages with the highest BM25 scores, best first, equal scores by index.
+
+        Args:
+            queries: Q texts.
+            k: how many passages to find for each query.
+
+        Returns:
+            Scores, float32 [Q, k], and passage indices, int64 [Q, k]. Where fewer than k passages share a word with the
+            query, its row ends in score -inf and index -1.
+        """
+        import bm25s
+
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        indices = np.full((len(queries), k), -1, np.int64)
+        for row, query in enumerate(progress(queries, "BM25 search", "queries")):
+            (query_words,) = bm25s.tokenize([query], stopwords=[], return_ids=False, show_progress=False)
+            passage_scores = self._index.get_scores_from_ids(self._index.get_tokens_ids(query_words))
+            found = _top_k(passage_scores, k)
+            scores[row, : len(found)] = passage_scores[found]
+            indices[row, : len(found)] = found
+        return scores, indices
 
 
 def _top_k(scores: np.ndarray, k: int) -> np.ndarray:

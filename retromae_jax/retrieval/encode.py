@@ -1,6 +1,5 @@
 """Encoding many texts: sorted by length within windows, padded to a few fixed lengths, in input order at the end."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,22 +26,61 @@ def encode_on_all_hosts(
         directory: seen by all processes; the others' shares pass through files in it, so that no host but the first
             holds more than its own.
     """
-    processes, process = jax.process_count(), jax.process_index()
-    bounds = [len(texts) * number // processes for number in range(processes + 1)]
-    shares = [range(*pair) for pair in itertools.pairwise(bounds)]
-    embeddings = encode_texts(encoder, texts, max_length, batch_size, task, shares[process])
-    if processes == 1:
+    embeddings = encode_texts(encoder, texts, max_length, batch_size, task, hosts.share(len(texts)))
+    if jax.process_count() == 1:
         return embeddings
-    files = [directory / f"{task}-{number:05d}-of-{processes:05d}.npy" for number in range(processes)]
-    if process > 0:
-        np.save(files[process], embeddings)
+    files = hosts.files(directory, f"{task}.npy")
+    if not hosts.is_first():
+        np.save(files[jax.process_index()], embeddings)
     hosts.wait_for_all(f"{task} encoded")
-    if process > 0:
+    if not hosts.is_first():
         return None
     embeddings = np.concatenate([embeddings, *(np.load(file, mmap_mode="r") for file in files[1:])])
     for file in files[1:]:
         file.unlink()
     return embeddings
+
+
+class EmbeddingFiles:
+    """Embeddings that each process has written its share of, memory-mapped and read as one array [N, D].
+
+    Args:
+        files: float32 .npy files, in the order of the embeddings.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self._parts = [np.load(file, mmap_mode="r") for file in files]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self._ends[-1]), self._parts[0].shape[1]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        offsets = zip(self._parts, self._ends - [len(part) for part in self._parts], strict=True)
+        return np.concatenate([part[max(start - begin, 0) : max(stop - begin, 0)] for part, begin in offsets])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def encode_into_files(
+    encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int, task: str, directory: Path
+) -> EmbeddingFiles:
+    """Embeddings of texts as of `encode_texts`, each process making a share of them, for all to read.
+
+    Args:
+        directory: seen by all processes; the embeddings stay in files in it, N x D x 4 bytes together. No host holds
+            more of them in memory than it reads.
+    """
+    files, own = hosts.files(directory, f"{task}.npy"), hosts.share(len(texts))
+    shape = (len(own), encoder.dimension)
+    embeddings = np.lib.format.open_memmap(files[jax.process_index()], "w+", np.float32, shape)
+    encode_texts(encoder, texts, max_length, batch_size, task, own, embeddings)
+    embeddings.flush()
+    hosts.wait_for_all(f"{task} encoded")
+    return EmbeddingFiles(files)
 
 
 def encode_texts(

@@ -9,8 +9,9 @@ nDCG uses grades as gains, as trec_eval and BEIR do.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import NormalDist, fmean, stdev
 
 import ir_measures
 
@@ -70,6 +71,20 @@ def score(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES, relevance_
     ordered = {query: {name: values[name] for name in measures} for query, values in per_query.items()}
     means = {name: fmean(values[name] for values in ordered.values()) for name in measures}
     return Scores(means, ordered)
+
+
+def mean_gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """The mean of what queries gain from one system to another, and half of its 95 % confidence interval.
+
+    The interval is the normal approximation of the paired differences' mean, 1.96 standard errors to each side: queries
+    are many here, and two systems' values of one query go together.
+
+    Args:
+        before, after: a measure's values of the same queries in the same order. One query has no interval (NaN).
+    """
+    gains = [new - old for old, new in zip(before, after, strict=True)]
+    deviation = stdev(gains) if len(gains) > 1 else math.nan
+    return fmean(gains), NormalDist().inv_cdf(0.975) * deviation / len(gains) ** 0.5
 
 
 def _measure(name: str, relevance_level: int) -> ir_measures.Measure:

@@ -5,18 +5,21 @@ import numpy as np
 
 from retromae_jax.errors import InputError
 from retromae_jax.logging import Progress
+from retromae_jax.retrieval.encode import EmbeddingFiles
 
 # Passages are searched slice by slice; a slice takes this much memory as float32.
 SLICE_BYTES = 2**29
 QUERIES_AT_ONCE = 4096
 
 
-def search_faiss(query_embeddings: np.ndarray, passage_embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def search_faiss(
+    query_embeddings: np.ndarray, passage_embeddings: np.ndarray | EmbeddingFiles, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Finds the passages with the largest inner products, best first, equal scores by index.
 
     Args:
         query_embeddings: [Q, D].
-        passage_embeddings: [N, D], maybe a memory-map, of any float dtype; read once, in slices.
+        passage_embeddings: [N, D], of any float dtype; maybe memory-mapped: read once, in slices.
         k: how many passages to find for each query.
 
     Returns:

@@ -41,6 +41,9 @@ def test_a_report_has_table_gain_examples_and_files(evaluated, capsys):
     for system in ("first", "second"):
         row = next(line for line in printed.splitlines() if line.startswith(system))
         assert f"{expected['nDCG@10']:.4f}" in row and f"{expected['MRR@10']:.4f}" in row
+    # Of the same evaluation twice, nothing is gained.
+    gained = next(line for line in printed.splitlines() if line.startswith("second   first"))
+    assert gained.count("+0.0000 ± 0.0000") == 4
     assert "0.000 at step 0, 0.250 at step 10" in printed
     # p1 is found for q1 and is relevant; q3's hit p3 is not.
     assert "query: red apples\n  * " in printed
@@ -49,6 +52,15 @@ def test_a_report_has_table_gain_examples_and_files(evaluated, capsys):
     assert summary["reconstruction_gain"] == {"pretraining": [[0, 0.0], [10, 0.25]]}
     assert (evaluated / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (evaluated / "report" / "run.trec").read_text() == (evaluated / "test" / "run.trec").read_text()
+
+
+def test_a_measure_that_a_shallow_search_lacks_is_a_dash(evaluated, capsys):
+    collection = str(evaluated / "collection")
+    bm25.main(["--collection", collection, "--split", "test", "--depth", "10", "--output", str(evaluated / "shallow")])
+    capsys.readouterr()
+    report({"deep": evaluated / "test", "shallow": evaluated / "shallow"}, {}, evaluated / "report")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert next(row for row in rows if row[:1] == ["shallow"])[2:4] == ["-", "-"]
 
 
 def test_what_cannot_be_compared_is_refused(evaluated):

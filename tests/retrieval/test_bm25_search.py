@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from retromae_jax.errors import InputError
-from retromae_jax.retrieval.bm25 import search_bm25
+from retromae_jax.retrieval.bm25 import BM25
 
 PASSAGES = [
     "The cat sat on the mat.",
@@ -38,7 +38,7 @@ def expected(query: str, passage: str) -> float:
 @pytest.mark.parametrize("k", [1, 2, 3, 10])
 def test_against_the_formula(k):
     queries = ["cat", "Dogs and a CAT", "the mat, the mat"]
-    scores, indices = search_bm25(queries, PASSAGES, k)
+    scores, indices = BM25(PASSAGES).search(queries, k)
     assert (scores.shape, scores.dtype, indices.dtype) == ((3, k), np.float32, np.int64)
     for query, row_scores, row in zip(queries, scores, indices, strict=True):
         wanted = [expected(query, passage) for passage in PASSAGES]
@@ -49,23 +49,23 @@ def test_against_the_formula(k):
 
 
 def test_ties_at_the_cut_go_by_index():
-    assert search_bm25(["mat"], PASSAGES, 1)[1].tolist() == [[0]]
-    assert search_bm25(["mat"], PASSAGES, 3)[1].tolist() == [[0, 4, -1]]
+    assert BM25(PASSAGES).search(["mat"], 1)[1].tolist() == [[0]]
+    assert BM25(PASSAGES).search(["mat"], 3)[1].tolist() == [[0, 4, -1]]
 
 
 def test_query_without_known_words():
-    scores, indices = search_bm25(["unheard of", "?"], PASSAGES, 2)
+    scores, indices = BM25(PASSAGES).search(["unheard of", "?"], 2)
     assert indices.tolist() == [[-1, -1], [-1, -1]]
     assert (scores == -np.inf).all()
 
 
 def test_no_words_at_all():
     with pytest.raises(InputError, match="no passage has a word"):
-        search_bm25(["cat"], ["", "?"], 2)
+        BM25(["", "?"]).search(["cat"], 2)
 
 
 def test_no_noise(capfd):
-    search_bm25(["cat"], PASSAGES, 2)
+    BM25(PASSAGES).search(["cat"], 2)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["BM25 index", "BM25 search"]

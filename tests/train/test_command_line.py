@@ -89,11 +89,11 @@ def test_help_lists_every_key_with_its_default_and_meaning(argv, status, capsys)
 
 def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
     pretraining = ("wiki", "msmarco_pretrain", "dupmae", "masked_lm", "condenser", "cocondenser", "demo")
-    finetuning = ("msmarco", "msmarco_distill", "demo_finetune")
+    finetuning = ("msmarco", "msmarco_distill", "beir", "demo_finetune", "stages_finetune")
     for recipe, keys in {
         **dict.fromkeys(pretraining, defaults.PRETRAINING),
         **dict.fromkeys(finetuning, defaults.FINETUNING),
-        "rerank": defaults.RERANKING,
+        **dict.fromkeys(("rerank", "stages_rerank"), defaults.RERANKING),
     }.items():
         for variant in ("", ":tiny"):
             config = parse_config(DOCUMENTATION, keys, [f"--config=configs/{recipe}.py{variant}"])

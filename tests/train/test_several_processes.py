@@ -16,8 +16,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import msmarco, wiki
+from eval import mine, rerank
 from eval.msmarco import evaluate, parse
+from retromae_jax import hosts
+from retromae_jax.checkpoints.huggingface import save_cross_encoder
 from retromae_jax.checkpoints.train_state import Run
+from retromae_jax.data.tokenization import load_tokenizer
+from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.models.parameters import initialize
+from retromae_jax.objectives.reranking import Reranking
 from train import demo_data
 from train.export import export
 from train.finetune import finetune
@@ -64,7 +71,7 @@ GLOO = r"\[Gloo\] Rank |\d+| is connected to | peer ranks\. Expected number of c
 
 
 def run_stages(stages):
-    """Runs some of pretraining, fine-tuning and encoding in the current directory."""
+    """Runs some of pretraining, fine-tuning, mining, scoring and encoding in the current directory."""
     if "pretrained" in stages:
         config = wiki.get_config("tiny")
         config.update(STEPS | {"workdir": "pretrained", "evaluate_every": 3})
@@ -74,6 +81,14 @@ def run_stages(stages):
         # With this seed, two processes that padded for themselves would pad the queries of each batch differently.
         config.update(STEPS | {"workdir": "finetuned", "init": "pretrained", "length_buckets": 4, "seed": 46})
         finetune(config)
+    if "searched" in stages:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hosts, "part", lambda: hosts.wait_for_all("more to come"))
+            animals = ["--collection", "animals", "--split", "test"]
+            for searcher, output in ((["--bm25"], "mined_by_bm25.tsv"), (["--model", "finetuned"], "mined.tsv")):
+                mine.mine(mine.parse([*animals, *searcher, "--output", output, "--from-rank", "1", "--to-rank", "5"]))
+            pairs = ["--pairs", "mined.tsv", "--output", "scored"]
+            rerank.evaluate(rerank.parse([*animals, *pairs, "--model", "cross_encoder"]))
     if "encoded" in stages:
         model = ["--model", "finetuned", "--output", "encoded"]
         evaluate(parse([*model, "--collection", "animals", "--split", "test"]))
@@ -149,8 +164,12 @@ def data(tmp_path_factory, demo_packages):
         names = ["cat", "dog", "red deer", "great white shark", "crow", "owl", "tawny owl of the woods"]
         passages = "".join(f"{number}\tA {name} lives.\n" for number, name in enumerate(names))
         Path("animals", "collection.tsv").write_text(passages)
-        Path("animals", "queries.test.tsv").write_text("q1\tcats\nq2\towls\nq3\tsharks\n")
+        Path("animals", "queries.test.tsv").write_text("q1\tthe cat lives\nq2\towls of the woods\nq3\tsharks\n")
         Path("animals", "qrels.test.tsv").write_text("q1\t0\t0\t1\nq2\t0\t5\t1\nq3\t0\t3\t1\n")
+        tokenizer = load_tokenizer(config.tokenizer)
+        bert = BertConfig(len(tokenizer), 32, 2, 2, 64)
+        weights = initialize(Reranking(bert, Computation()).model, seed=1)
+        save_cross_encoder(Path("cross_encoder"), bert, weights, tokenizer, 32)
     return directory
 
 
@@ -166,7 +185,7 @@ def runs(data, tmp_path_factory):
     """Directories of all stages run on one process with eight devices (this one) and on two with four each; and what
     the two wrote."""
     one, two = (with_links(tmp_path_factory.mktemp(name), data) for name in ("one", "two"))
-    stages = ("pretrained", "finetuned", "encoded")
+    stages = ("pretrained", "finetuned", "searched", "encoded")
     started = start(two, 2, 4, STAGES.format(stages=stages))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(one)
@@ -196,6 +215,25 @@ def test_two_processes_encode_as_one(runs):
     # The shares that passed through files there are gone.
     files = [sorted(path.name for path in (run / "encoded").iterdir()) for run in (one, two)]
     assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "run.trec"]
+
+
+def test_two_processes_mine_and_score_as_one(runs):
+    one, two, _ = runs
+    for name, queries in (("mined.tsv", 3), ("mined_by_bm25.tsv", 2)):
+        lines = (one / name).read_text().splitlines()
+        assert len(lines) == queries
+        assert (two / name).read_text().splitlines() == lines
+    scores = []
+    for run in (one, two):
+        lines = [line.split("\t") for line in (run / "scored" / "scores.tsv").read_text().splitlines()]
+        scores.append({(query, passage): float(score) for query, passage, score in lines})
+    # Each query's relevant passage, and those that were mined.
+    assert len(scores[0]) == 3 + sum(line.count(",") + 1 for line in (one / "mined.tsv").read_text().splitlines())
+    assert list(scores[1]) == list(scores[0])
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+    # What passed through files there is gone.
+    assert [path.name for path in (two / "scored").iterdir()] == ["scores.tsv"]
+    assert [path.name for path in two.glob(".*")] == []
 
 
 def test_only_the_first_process_speaks(runs):

@@ -1,0 +1,34 @@
+"""The fine-tuning of `make stages`, which runs every stage of a retrieval pipeline on a collection in BEIR's layout.
+
+    make stages DATA=data/collection
+
+All its fine-tunings take as many steps with this recipe, and differ in `--config.init` (the pretrained encoder, or the
+one that pretraining began with), `--config.negatives` (BM25's, or mined with the encoder of the stage before) and
+`--config.teacher_scores` only, so that the table tells what those are worth. Minutes each on 2 cores. docs/results.md
+has the table to expect.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+from configs.tiny import tiny_finetuning
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = defaults.finetuning()
+    config.workdir = "runs/stages/finetuned"
+    config.init = "runs/stages/pretrained"
+    config.collection = "data/collection"
+    config.group_size = 4
+    config.batch_size = 16
+    config.num_steps = 60
+    config.learning_rate = 1e-4
+    config.query_max_length = 24
+    config.passage_max_length = 64
+    config.pooling = "mean"
+    config.normalize = True
+    config.temperature = 0.05
+    config.length_buckets = 1  # compiling a second row length would take longer than the padding
+    config.log_every = 10
+    config.checkpoint_every = 30
+    return tiny_finetuning(config) if defaults.is_tiny(variant) else config
