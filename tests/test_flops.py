@@ -59,7 +59,7 @@ def test_objectives_add_up_their_parts():
     early += head(CONFIG, masked)
     found = Condenser(CONFIG, None, encoder_mask_probability=0.3, late_masked_lm=False).flops(texts)
     assert found == pytest.approx(3 * early)
-    contrastive = Contrastive(CONFIG, EncoderSettings("cls", False, 128))
+    contrastive = Contrastive(CONFIG, EncoderSettings("mean", False, 128))
     assert contrastive.flops(texts) == pytest.approx(3 * 12 * full)
 
 

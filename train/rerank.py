@@ -34,7 +34,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
     bert = checks.model_sizes(config, source)
     tokenizer = load_tokenizer(checks.tokenizer_of(config, source))
     checks.fit(
-        checks.whole_numbers(config, batch_size=1, group_size=2, length_buckets=1, log_every=1, checkpoint_every=1),
+        checks.whole_numbers(config, batch_size=1, group_size=2, shape_buckets=1, log_every=1, checkpoint_every=1),
         checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
@@ -68,7 +68,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         token_ids, lengths, first_lengths = encode_pairs(
             tokenizer, of_query, [passages[int(i)] for group in drawn for i in group], config.max_length
         )
-        return mapped.Share({"pair": (token_ids, lengths)}, {"first_lengths": first_lengths})
+        return mapped.Share(token_ids, lengths, {"first_lengths": first_lengths}, {})
 
     mapped.train(
         "rerank",
@@ -78,7 +78,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         mesh,
         objective,
         EncoderSettings("cls", False, config.max_length),
-        {"pair": config.max_length},
+        config.max_length,
         share,
         len(queries),
         len(passages),
