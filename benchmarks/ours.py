@@ -1,5 +1,7 @@
-"""This project's system: the parts of `train.pretrain`, fed from token blocks as there."""
+"""This project's systems: the parts of `train.pretrain`, fed from token blocks as there, and of `train.finetune`."""
 
+import dataclasses
+import functools
 import sys
 import tempfile
 import time
@@ -9,25 +11,36 @@ import jax
 import numpy as np
 import optax
 import pyarrow as pa
+from ml_collections import ConfigDict
 
-from benchmarks.worker import Task
+from benchmarks.worker import FinetuningTask, PretrainingTask, System
 from configs import defaults
 from retromae_jax import parallel
+from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.blocks import COLUMN, TokenBlocks, write_blocks, write_description
-from retromae_jax.data.packing import SPECIAL_TOKENS, RowMaker, room_for_texts
-from retromae_jax.data.tokenization import load_tokenizer
+from retromae_jax.data.packing import (
+    SPECIAL_TOKENS,
+    RowMaker,
+    fill_shares,
+    packed,
+    room_for_queries,
+    room_for_texts,
+)
+from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives import OBJECTIVES
+from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw
-from retromae_jax.training import initial_state, pretraining_step
+from retromae_jax.training import finetuning_step, initial_state, pretraining_step
+from train.finetune import together
 
 
 class RetroMAEJax:
     """A `System`; texts are tokenized once, as `train.prepare` does, before the first step."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: PretrainingTask):
         self.task, self.config = task, defaults.pretraining()
         # PyTorch is installed for the peers. This project does without, but its tokenizer's library would import it.
         sys.modules["torch"] = None
@@ -38,17 +51,16 @@ class RetroMAEJax:
         computation = Computation.on(jax.default_backend(), bert, task.dtype)
         objective = OBJECTIVES[self.config.objective].from_config(self.config, bert, vocabulary, computation)
         graph, shapes = parameters.structure(objective.model)
-        schedule = optax.constant_schedule(self.config.learning_rate)
-        optimizer = adamw(schedule, self.config.weight_decay, self.config.clip_norm)
+        optimizer = _optimizer(self.config)
         self.mesh = parallel.data_mesh()
-        self.state = initial_state(objective.model, shapes, None, optimizer, task.seed, self.mesh)
+        self.initial = functools.partial(initial_state, objective.model, shapes, None, optimizer, task.seed, self.mesh)
+        self.restart()
         self.step = pretraining_step(objective, graph, optimizer, task.seed)
         ids = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
-        shapes = self.config.shape_buckets
         self.maker = RowMaker(
             task.max_length,
             room_for_texts(self.blocks.lengths, task.max_length),
-            shapes,
+            self.config.shape_buckets,
             task.batch_size,
             self.mesh.size,
             *ids,
@@ -79,9 +91,74 @@ class RetroMAEJax:
         return metrics["loss"]
 
     def warm_up_steps(self) -> list[int]:
-        """One step of each shape, because each is compiled."""
-        steps = {}
-        for step in range(self.task.steps):
-            batch, _ = self.collate(step)
-            steps.setdefault(tuple(array.shape for array in batch.values()), step)
-        return list(steps.values())
+        return _one_step_of_each_shape(self)
+
+    def restart(self) -> None:
+        self.state = None
+        self.state = self.initial()
+
+
+class FineTuning:
+    """A `System`: the parts of `train.finetune`. It tokenizes in the loop, as there."""
+
+    tokenized_seconds = 0.0
+
+    def __init__(self, task: FinetuningTask):
+        sys.modules["torch"] = None  # as above
+        self.task, self.config = task, defaults.finetuning()
+        source = open_model(task.model)
+        self.tokenizer = load_tokenizer(str(source.tokenizer))
+        self.config.update(
+            pooling=source.settings.pooling,
+            normalize=True,
+            temperature=task.temperature,
+            gradient_cache_chunk=task.chunk,
+            mask_false_negatives=False,  # the peer takes them as negatives
+        )
+        bert = dataclasses.replace(
+            source.config, hidden_dropout_prob=task.dropout, attention_probs_dropout_prob=task.dropout
+        )
+        computation = Computation.on(jax.default_backend(), bert, "float32")
+        objective = Contrastive.from_config(self.config, bert, computation)
+        graph, shapes = parameters.structure(objective.model)
+        optimizer, mesh = _optimizer(self.config), parallel.local_mesh()
+        self.initial = functools.partial(initial_state, objective.model, shapes, source, optimizer, task.seed, mesh)
+        self.restart()
+        self.step = finetuning_step(objective, graph, optimizer, task.seed)
+
+    def collate(self, step: int) -> tuple[dict[str, np.ndarray], int]:
+        task, groups = self.task, self.task.texts[self.task.batch(step)]
+        token_ids, lengths = together(
+            *encode_batch(self.tokenizer, [query for query, *_ in groups], task.max_length),
+            *encode_batch(self.tokenizer, [text for _, *passages in groups for text in passages], task.max_length),
+        )
+        steps = -(-len(lengths) // self.config.shape_buckets)
+        layout = packed(lengths, task.max_length, room_for_queries(task.max_length), 1, steps)
+        samples = np.arange(len(lengths), dtype=np.uint32) + np.uint32(step * len(lengths))
+        batch = fill_shares([layout], layout.rows, token_ids, {"samples": samples}, self.tokenizer.pad_token_id)
+        batch["places"] = batch["places"].reshape(1, len(groups), -1)
+        return batch, int(lengths.sum())
+
+    def train(self, batch: dict[str, np.ndarray]) -> jax.Array:
+        self.state, metrics = self.step(self.state, batch)
+        return metrics["loss"]
+
+    def warm_up_steps(self) -> list[int]:
+        return _one_step_of_each_shape(self)
+
+    def restart(self) -> None:
+        self.state = None
+        self.state = self.initial()
+
+
+def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    return adamw(optax.constant_schedule(config.learning_rate), config.weight_decay, config.clip_norm)
+
+
+def _one_step_of_each_shape(system: System) -> list[int]:
+    """Because each is compiled."""
+    steps = {}
+    for step in range(system.task.steps):
+        batch, _ = system.collate(step)
+        steps.setdefault(tuple(array.shape for array in batch.values()), step)
+    return list(steps.values())

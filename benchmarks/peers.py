@@ -5,11 +5,12 @@ import abc
 import torch
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
-from benchmarks.worker import Task
+from benchmarks.worker import FinetuningTask, PretrainingTask
 from configs import defaults
 from retromae_jax.data.tokenization import load_tokenizer
 
 CONFIG = defaults.pretraining()
+FINETUNING = defaults.finetuning()
 
 
 class _TorchSystem(abc.ABC):
@@ -17,12 +18,16 @@ class _TorchSystem(abc.ABC):
 
     tokenized_seconds = 0.0
 
-    def __init__(self, task: Task):
+    def __init__(self, task: PretrainingTask):
         torch.set_num_threads(task.threads)
-        torch.manual_seed(task.seed)
         self.task = task
         self.tokenizer = load_tokenizer(task.tokenizer)
-        self.model = self.build(BertForMaskedLM(BertConfig(**task.sizes))).train()
+        self.restart()
+
+    def restart(self) -> None:
+        self.model = self.optimizer = None
+        torch.manual_seed(self.task.seed)
+        self.model = self.build(BertForMaskedLM(BertConfig(**self.task.sizes))).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay
         )
@@ -79,3 +84,50 @@ class MaskedLM(_TorchSystem):
         features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
         batch = dict(self.collator(features))
         return batch, int(batch["attention_mask"].sum())
+
+
+class SentenceTransformers:
+    """A `System`: a bi-encoder as sentence-transformers trains it, with its loss, with gradient caching or without."""
+
+    tokenized_seconds = 0.0
+
+    def __init__(self, task: FinetuningTask):
+        torch.set_num_threads(task.threads)
+        self.task = task
+        self.restart()
+
+    def restart(self) -> None:
+        from sentence_transformers import SentenceTransformer, losses
+
+        task, self.model, self.loss, self.optimizer = self.task, None, None, None
+        torch.manual_seed(task.seed)
+        rates = {"hidden_dropout_prob": task.dropout, "attention_probs_dropout_prob": task.dropout}
+        self.model = SentenceTransformer(task.model, device="cpu", config_kwargs=rates).train()
+        self.model.max_seq_length = task.max_length
+        scale = 1 / task.temperature
+        if task.chunk:
+            self.loss = losses.CachedMultipleNegativesRankingLoss(self.model, scale, mini_batch_size=task.chunk)
+        else:
+            self.loss = losses.MultipleNegativesRankingLoss(self.model, scale)
+        # Biases and LayerNorm are not decayed, as by the trainer.
+        decayed, others = [], []
+        for name, parameter in self.model.named_parameters():
+            (others if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": FINETUNING.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=FINETUNING.learning_rate)
+
+    def collate(self, step: int) -> tuple[list[dict[str, torch.Tensor]], int]:
+        columns = zip(*self.task.texts[self.task.batch(step)], strict=True)
+        features = [self.model.preprocess(list(column)) for column in columns]
+        return features, sum(int(of["attention_mask"].sum()) for of in features)
+
+    def train(self, batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        loss = self.loss(batch, None)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), FINETUNING.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def warm_up_steps(self) -> list[int]:
+        return list(range(min(2, self.task.steps)))

@@ -15,20 +15,15 @@ PyTorch's threads wait for each other in loops, and slow down many times where a
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
-import json
 import os
-import platform
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.rounds import compare, keep, machine, warn_if_not_quiet
 from benchmarks.texts import TEXT_SETS, load_texts
-from benchmarks.worker import SYSTEMS, Task, Worker
+from benchmarks.worker import PretrainingTask
 from eval.measure import positive
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError, exits_on_input_error
@@ -50,58 +45,6 @@ MODELS = {
     },
 }
 BASELINE = "pretense"
-# With more cores than this in use by others, figures mean little.
-QUIET = 0.1
-
-
-def compare(task: Task, systems: Sequence[str], rounds: int) -> list[dict]:
-    """Trains systems in turns.
-
-    Args:
-        task: for each of them.
-        systems: keys of `benchmarks.worker.SYSTEMS`.
-        rounds: the task's steps are divided into so many equal rounds.
-
-    Returns:
-        For each system its name, `system`; of each round `tokens_per_second`, mean `loss` and `cores_elsewhere`, those
-        that other processes took; `peak_megabytes`; and how many texts a second of one core's time makes batches of,
-        `collated_per_core_second`, and tokenizes beforehand, `tokenized_per_core_second` (None if batches include it).
-
-    Raises:
-        InputError: if a system's process fails.
-        RuntimeError: if systems did not see the same number of tokens.
-    """
-    steps = task.steps // rounds
-    with ExitStack() as stack:
-        workers = []
-        for system in systems:
-            workers.append(stack.enter_context(Worker(replace(task, system=system))))
-            say(f"{system}: warm after {workers[-1].warm['warm_up_seconds']:.1f} s")
-        measured = {system: [] for system in systems}
-        for number in range(rounds):
-            for worker in workers:
-                of_round = list(range(number * steps, (number + 1) * steps))
-                measured[worker.system].append(worker.ask({"train": of_round}))
-            if len({of[-1]["tokens"] for of in measured.values()}) > 1:
-                raise RuntimeError(f"systems differ in tokens: { {name: of[-1] for name, of in measured.items()} }")
-            speeds = ", ".join(f"{name} {of[-1]['tokens'] / of[-1]['seconds']:,.0f}" for name, of in measured.items())
-            say(f"round {number + 1} of {rounds}, tokens/s: {speeds}")
-        results = []
-        for worker in workers:
-            of_system, tokenized = measured[worker.system], worker.warm["tokenized_seconds"]
-            collated = worker.ask({"collate": list(range(steps))})
-            results.append(
-                {
-                    "system": worker.system,
-                    "tokens_per_second": [one["tokens"] / one["seconds"] for one in of_system],
-                    "loss": [one["loss"] for one in of_system],
-                    "cores_elsewhere": [one["cores_elsewhere"] for one in of_system],
-                    "peak_megabytes": of_system[-1]["peak_megabytes"],
-                    "collated_per_core_second": collated["texts_per_core_second"],
-                    "tokenized_per_core_second": len(task.texts) / tokenized if tokenized else None,
-                }
-            )
-    return results
 
 
 def summary(results: Sequence[Mapping]) -> list[dict]:
@@ -138,21 +81,6 @@ def host_costs(results: Sequence[Mapping]) -> list[dict]:
     ]
 
 
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
-    row = {
-        "processor": (names or [platform.processor()])[0],
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
-    for package in ("jax", "flax", "torch", "transformers", "pretense"):
-        if importlib.util.find_spec(package):
-            row[package] = importlib.metadata.version(package)
-    return row
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pretrain",
@@ -169,7 +97,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     files = ", ".join(dict.fromkeys(TEXT_SETS.values()))
     parser.add_argument("--data", type=Path, required=True, help=f"directory that holds {files}")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark.json"), help="(default: %(default)s)")
-    choice("--systems", list(SYSTEMS), list(SYSTEMS))
+    choice("--systems", list(PretrainingTask.SYSTEMS), list(PretrainingTask.SYSTEMS))
     choice("--models", list(MODELS), ["small"])
     choice("--texts", list(TEXT_SETS), list(TEXT_SETS))
     choice("--dtypes", ["float32", "bfloat16"], ["float32"])
@@ -211,8 +139,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
             for dtype in arguments.dtypes:
                 setting = {"model": model, "texts": name, "dtype": dtype}
                 say(", ".join(setting.values()))
-                task = Task(
-                    system="",
+                task = PretrainingTask(
                     texts=texts[name],
                     sizes=MODELS[model],
                     tokenizer=str(tokenizer),
@@ -226,13 +153,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
                 rows += [setting | row for row in summary(measured)]
                 costs += [setting | row for row in host_costs(measured)]
                 results += [setting | one for one in measured]
-    if any(statistics.median(one["cores_elsewhere"]) > QUIET for one in results):
-        say("warning: other processes were at work; the figures below say little (see cores_elsewhere in the output)")
+    warn_if_not_quiet(results)
     print(f"{table(rows, 'training')}\n\n{table(costs, 'host work')}")
-    kept = {"machine": machine(), "command": sys.argv[1:], "results": results}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    say(f"written: {arguments.output}")
+    keep(arguments.output, results)
 
 
 @exits_on_input_error

@@ -1,6 +1,7 @@
-"""Shows where the time of a pretraining step goes.
+"""Shows where the time of a training step goes.
 
     python -m benchmarks.step_profile --rows 4 --length 512
+    python -m benchmarks.step_profile --objective contrastive --rows 16 --length 128 --texts-per-row 3
 
 Trains a model with random weights on random tokens, times some steps, and traces one. Each moment of the traced step is
 divided among the operations that run in it; they are added up by the part of the step that they belong to (the named
@@ -33,9 +34,12 @@ from retromae_jax.masking import WORD_START, Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives import OBJECTIVES
+from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw
-from retromae_jax.training import initial_state, pretraining_step
+from retromae_jax.training import finetuning_step, initial_state, pretraining_step
 
+# The objective of fine-tuning, beside those of pretraining.
+CONTRASTIVE = "contrastive"
 PRODUCTS = re.compile(r" (dot|convolution)\(|__onednn|\$dot")
 
 
@@ -100,25 +104,34 @@ def traced(directory: Path, known: Mapping[str, object]) -> list[tuple[str, floa
 
 def profile(arguments: argparse.Namespace) -> None:
     """Runs the steps and prints the table."""
-    config = defaults.pretraining()
-    config.objective = arguments.objective
-    config.skip_from = 1
     bert, dtype = BertConfig(**MODELS[arguments.model]), jnp.dtype(arguments.dtype)
-    vocabulary = Vocabulary(np.full(bert.vocab_size, WORD_START, np.int8), mask_id=103)
     computation = Computation.on(jax.default_backend(), bert, arguments.dtype)
-    objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, computation)
-    graph, shapes = parameters.structure(objective.model)
-    optimizer = adamw(optax.constant_schedule(1e-4), 0.01, 1.0)
-    mesh = parallel.data_mesh()
-    state = initial_state(objective.model, shapes, None, optimizer, 0, mesh)
-    step = pretraining_step(objective, graph, optimizer, seed=0)
-
     texts = arguments.texts_per_row
     lengths = np.full((arguments.rows, texts), arguments.length // texts, np.int32)
     token_ids = np.random.default_rng(0).integers(1000, bert.vocab_size, (arguments.rows, arguments.length))
     samples = np.arange(lengths.size).reshape(lengths.shape)
     arrays = {"token_ids": token_ids.astype(np.int32), "lengths": lengths, "samples": samples.astype(np.uint32)}
-    batch = jax.device_put(arrays, parallel.over_batch(mesh))
+    optimizer = adamw(optax.constant_schedule(1e-4), 0.01, 1.0)
+    mesh = parallel.data_mesh()
+    if arguments.objective == CONTRASTIVE:
+        config = defaults.finetuning()
+        config.mask_false_negatives = False
+        objective = Contrastive.from_config(config, bert, computation)
+        # Every second text is a query, and the next one its passage.
+        arrays["places"] = samples.reshape(-1)[: lengths.size // 2 * 2].reshape(-1, 2).astype(np.int32)
+        batch = {name: x[None] for name, x in arrays.items()}
+        make_step = finetuning_step
+    else:
+        config = defaults.pretraining()
+        config.skip_from = 1
+        vocabulary = Vocabulary(np.full(bert.vocab_size, WORD_START, np.int8), mask_id=103)
+        objective = OBJECTIVES[arguments.objective].from_config(config, bert, vocabulary, computation)
+        batch = jax.device_put(arrays, parallel.over_batch(mesh))
+        make_step = pretraining_step
+    graph, shapes = parameters.structure(objective.model)
+    state = initial_state(objective.model, shapes, None, optimizer, 0, mesh)
+    step = make_step(objective, graph, optimizer, seed=0)
+
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as directory:
         program = step.lower(state, batch).compile()
         seconds = []
@@ -167,7 +180,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--objective", choices=list(OBJECTIVES), default="retromae", help="(default: %(default)s)")
+    parser.add_argument(
+        "--objective", choices=[*OBJECTIVES, CONTRASTIVE], default="retromae", help="(default: %(default)s)"
+    )
     parser.add_argument("--model", choices=list(MODELS), default="small", help="(default: %(default)s)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(default: %(default)s)")
     parser.add_argument("--rows", type=positive, default=4, help="of a batch (default: %(default)s)")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retromae_jax.data.blocks import SPECIAL_TOKENS
+from retromae_jax.data.retrieval import load_collection
 from retromae_jax.errors import InputError
+from retromae_jax.retrieval.bm25 import search_bm25
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,8 @@ TEXT_SETS = {
     "wikitext": "wikitext2_train.txt",
     "full": "medquad/corpus.jsonl",
 }
+# Name of a set of queries and passages -> its collection under the data directory.
+COLLECTIONS = ("medquad", "squad_dev")
 # Headings and empty entries are not texts.
 FEWEST_WORDS = 6
 
@@ -56,6 +60,42 @@ def load_texts(
     if name == "full":
         texts = _joined(texts, tokenizer, limit)
     return [_cut(text, tokenizer, limit) for text in itertools.islice(texts, count)]
+
+
+def load_groups(name: str, data: Path, count: int, group_size: int, seed: int) -> list[list[str]]:
+    """Reads queries, each with a relevant passage and with hard negatives, the first that BM25 finds.
+
+    Args:
+        name: one of `COLLECTIONS`, a directory with a split `train`.
+        data: the directory that holds them.
+        count: queries; they repeat if the set has fewer.
+        group_size: passages of a query, G.
+        seed: of the order.
+
+    Returns:
+        For each query 1 + G texts: its own, its relevant passage's, the negatives'.
+
+    Raises:
+        InputError: if the collection does not exist or is broken.
+    """
+    if not (data / name).is_dir():
+        raise InputError(f"{data / name}: the collection does not exist; --data DIR names the directory that holds it")
+    collection = load_collection(data / name, "train")
+    passages = list(collection.passages.texts(titles=False))
+    queries = list(zip(collection.queries.values(), collection.relevant_passages(), strict=True))
+    order = np.random.default_rng(seed).permutation(len(queries))
+    # Some find too few others, because their words are in no other passage.
+    chosen = [queries[index] for index in order[: 2 * count]]
+    depth = group_size + max(len(relevant) for _, relevant in chosen)
+    _, found = search_bm25([query for query, _ in chosen], passages, min(depth, len(passages)))
+    groups = []
+    for (query, relevant), others in zip(chosen, found, strict=True):
+        numbers = [int(relevant[0]), *others[(others >= 0) & ~np.isin(others, relevant)][: group_size - 1]]
+        if len(numbers) == group_size:
+            groups.append([query, *(passages[number] for number in numbers)])
+    if not groups:
+        raise InputError(f"{data / name}: no query has {group_size - 1} passages that share a word with it")
+    return list(itertools.islice(itertools.cycle(groups), count))
 
 
 def _joined(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", limit: int) -> Iterator[str]:

@@ -16,39 +16,29 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from retromae_jax.errors import InputError
 
-# Imported by the worker of that system only.
-SYSTEMS = {
-    "retromae_jax": "benchmarks.ours:RetroMAEJax",
-    "pretense": "benchmarks.peers:Pretense",
-    "masked_lm": "benchmarks.peers:MaskedLM",
-}
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """What a system has to train.
 
     Attributes:
+        SYSTEMS: name -> the class, imported by the worker of that system only.
         system: a key of `SYSTEMS`.
         texts: of all steps; step k takes `batch_size` of them from number k * batch_size on.
-        sizes: of the model, under Hugging Face's BERT names.
-        tokenizer: its directory.
-        dtype: of activations, float32 or bfloat16; parameters are float32.
         batch_size: texts of an optimizer step.
         max_length: longer texts are cut there, in tokens with [CLS] and [SEP].
         threads: cores to use.
         seed: of weights, masks and dropout.
     """
 
-    system: str
-    texts: Sequence[str]
-    sizes: Mapping[str, int]
-    tokenizer: str
-    dtype: str
+    SYSTEMS: ClassVar[Mapping[str, str]]
+
+    system: str = ""
+    texts: Sequence
     batch_size: int
     max_length: int
     threads: int
@@ -61,6 +51,49 @@ class Task:
     @property
     def steps(self) -> int:
         return len(self.texts) // self.batch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingTask(Task):
+    """Pretraining from random weights.
+
+    Attributes:
+        sizes: of the model, under Hugging Face's BERT names.
+        tokenizer: its directory.
+        dtype: of activations, float32 or bfloat16; parameters are float32.
+    """
+
+    SYSTEMS: ClassVar = {
+        "retromae_jax": "benchmarks.ours:RetroMAEJax",
+        "pretense": "benchmarks.peers:Pretense",
+        "masked_lm": "benchmarks.peers:MaskedLM",
+    }
+
+    sizes: Mapping[str, int]
+    tokenizer: str
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuningTask(Task):
+    """Contrastive fine-tuning in float32; each of `texts` is a query, its positive, and hard negatives.
+
+    Attributes:
+        model: the directory of a sentence-transformers model to start from.
+        temperature: cosines are divided by it.
+        chunk: texts (here: rows of them) that are encoded at once, by gradient caching; 0 for all, without it.
+        dropout: share of states and attention probabilities.
+    """
+
+    SYSTEMS: ClassVar = {
+        "retromae_jax": "benchmarks.ours:FineTuning",
+        "sentence_transformers": "benchmarks.peers:SentenceTransformers",
+    }
+
+    model: str
+    temperature: float
+    chunk: int
+    dropout: float
 
 
 class System(Protocol):
@@ -81,6 +114,9 @@ class System(Protocol):
 
     def warm_up_steps(self) -> list[int]:
         """The steps to train on before time is taken."""
+
+    def restart(self) -> None:
+        """Goes back to the weights before the first step."""
 
 
 class Worker:
@@ -106,7 +142,7 @@ class Worker:
             env=environment,
         )
         try:
-            self.warm = self.ask(dataclasses.asdict(task))
+            self.warm = self.ask({"kind": type(task).__name__, "task": dataclasses.asdict(task)})
         except BaseException:
             self.process.kill()
             raise
@@ -129,11 +165,11 @@ class Worker:
         self.process.communicate()
 
 
-def train(system: System, steps: Sequence[int]) -> dict[str, float]:
+def train(system: System, steps: Sequence[int]) -> dict[str, Any]:
     """Trains some steps, host work included.
 
     Returns:
-        `seconds`, `tokens` that are not padding, mean `loss`, the process's `peak_megabytes` so far, and the
+        `seconds`, `tokens` that are not padding, `losses` of the steps, the process's `peak_megabytes` so far, and the
         `cores_elsewhere` that other processes took on average.
     """
     started, own, all_processes = time.perf_counter(), time.process_time(), _processor_seconds()
@@ -142,7 +178,7 @@ def train(system: System, steps: Sequence[int]) -> dict[str, float]:
         batch, count = system.collate(step)
         losses.append(system.train(batch))
         tokens += count
-    loss = sum(map(float, losses)) / len(losses)
+    losses = list(map(float, losses))
     seconds = time.perf_counter() - started
     elsewhere = _processor_seconds() - all_processes - (time.process_time() - own)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -150,7 +186,7 @@ def train(system: System, steps: Sequence[int]) -> dict[str, float]:
     return {
         "seconds": seconds,
         "tokens": tokens,
-        "loss": loss,
+        "losses": losses,
         "peak_megabytes": peak / 1e6,
         "cores_elsewhere": max(0.0, elsewhere / seconds),
     }
@@ -186,15 +222,16 @@ def main() -> None:
     def answer(content: Mapping) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
-    task = Task(**json.loads(sys.stdin.readline()))
+    request = json.loads(sys.stdin.readline())
+    task = {one.__name__: one for one in (PretrainingTask, FinetuningTask)}[request["kind"]](**request["task"])
     # XLA starts as many threads as there are cores it may use. Set before anything is imported that counts them.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
-    module, _, name = SYSTEMS[task.system].partition(":")
+    module, _, name = task.SYSTEMS[task.system].partition(":")
     system = getattr(importlib.import_module(module), name)(task)
-    started = time.perf_counter()
-    train(system, system.warm_up_steps())
-    answer({"warm_up_seconds": time.perf_counter() - started, "tokenized_seconds": system.tokenized_seconds})
+    warm = train(system, system.warm_up_steps())
+    system.restart()
+    answer(warm | {"tokenized_seconds": system.tokenized_seconds})
     for line in sys.stdin:
         request = json.loads(line)
         if "train" in request:

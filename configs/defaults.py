@@ -138,9 +138,10 @@ FINETUNING = {
         "passages per query: one positive, the rest negatives; 1 leaves in-batch negatives only",
     ),
     "batch_size": (128, "queries in one optimizer step, over all devices"),
-    "length_buckets": (
-        4,
-        "number of row lengths that queries, and passages, are padded to; each pair is compiled once",
+    "shape_buckets": (
+        16,
+        "number of shapes (numbers of rows, which short texts share) that batches are padded to; each that occurs is "
+        "compiled once",
     ),
     "query_max_length": (32, "tokens of a query, [CLS] and [SEP] included"),
     "passage_max_length": (128, "tokens of a passage, [CLS] and [SEP] included"),
@@ -156,8 +157,8 @@ FINETUNING = {
     ),
     "gradient_cache_chunk": (
         0,
-        "gradient caching: texts that a device encodes at once; 0 for all. Results are the same, memory grows with the "
-        "chunk instead of the batch, and texts are encoded twice",
+        "gradient caching: rows of texts that a device encodes at once; 0 for all. Results are the same, memory grows "
+        "with the chunk instead of the batch, and texts are encoded twice",
     ),
     "matryoshka_dims": (
         (),
@@ -190,7 +191,7 @@ RERANKING = {
     "max_length": (256, "tokens of query and passage together, special ones included; the passage's end is cut off"),
     "group_size": (8, "passages per query: one positive, the rest negatives"),
     "batch_size": (32, FINETUNING["batch_size"][1]),
-    "length_buckets": (4, "number of row lengths that pairs are padded to; each is compiled once"),
+    "shape_buckets": FINETUNING["shape_buckets"],
     "num_epochs": (2.0, FINETUNING["num_epochs"][1]),
 }
 

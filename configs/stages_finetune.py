@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pooling = "mean"
     config.normalize = True
     config.temperature = 0.05
-    config.length_buckets = 1  # compiling a second row length would take longer than the padding
+    config.shape_buckets = 1  # compiling a second row length would take longer than the padding
     config.log_every = 10
     config.checkpoint_every = 30
     return tiny_finetuning(config) if defaults.is_tiny(variant) else config

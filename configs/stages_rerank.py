@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.batch_size = 16
     config.num_steps = 80
     config.learning_rate = 1e-4
-    config.length_buckets = 1
+    config.shape_buckets = 1
     config.log_every = 10
     config.checkpoint_every = 40
     return tiny_reranking(config) if defaults.is_tiny(variant) else config

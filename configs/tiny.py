@@ -54,7 +54,7 @@ def _tiny_training(config: ConfigDict) -> ConfigDict:
     config.group_size = 2
     config.batch_size = 8
     config.num_steps = 6
-    config.length_buckets = 1
+    config.shape_buckets = 1
     config.compute_dtype = "float32"
     config.log_every = config.checkpoint_every = 3
     return config

@@ -11,9 +11,9 @@ from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
-from retromae_jax.models import parameters
+from retromae_jax.models import parameters, pooling
 from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings, pool, truncate
+from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.contrastive import Model
 from retromae_jax.rows import Rows
 
@@ -59,9 +59,9 @@ class Encoder:
             texts = {"token_ids": token_ids_BxL, "lengths": lengths_B, "samples": jnp.zeros_like(lengths_B, jnp.uint32)}
             rows = Rows.of(texts, seed=0)
             with parallel.full_precision(computation.dtype):
-                hidden_BxLxD = parameters.bind(graph, weights).bert(rows)
-            sentence_BxD = pool(hidden_BxLxD, rows.is_token_RxL, settings.pooling, settings.normalize)
-            return truncate(sentence_BxD, self.dimension, settings.normalize)
+                model = parameters.bind(graph, weights)
+                sentence_Bx1xD = pooling.embed(model.bert, rows, settings.pooling, settings.normalize)
+            return pooling.truncate(sentence_Bx1xD[:, 0], self.dimension, settings.normalize)
 
         self._embed = jax.jit(embed)
 

@@ -46,6 +46,18 @@ def layer_flops(
     return float(np.sum(projections + attention + feed_forward))
 
 
+def encoder_flops(config: BertConfig, tokens: np.ndarray, last: np.ndarray) -> float:
+    """Forward FLOPs of an encoder's layers, summed over texts; the last layer's queries are few where few are read.
+
+    Args:
+        config: its sizes.
+        tokens: of each text.
+        last: positions of each text at which the last layer's states are wanted.
+    """
+    full = (config.num_hidden_layers - 1) * layer_flops(config, tokens, tokens)
+    return full + layer_flops(config, last, tokens, tokens)
+
+
 def head_flops(config: BertConfig, positions: np.ndarray) -> float:
     """Forward FLOPs of the masked-language-model head: 2 P D^2 (transform) + 2 P D V (vocabulary projection).
 

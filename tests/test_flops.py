@@ -59,8 +59,11 @@ def test_objectives_add_up_their_parts():
     early += head(CONFIG, masked)
     found = Condenser(CONFIG, None, encoder_mask_probability=0.3, late_masked_lm=False).flops(texts)
     assert found == pytest.approx(3 * early)
-    contrastive = Contrastive(CONFIG, EncoderSettings("cls", False, 128))
-    assert contrastive.flops(texts) == pytest.approx(3 * 12 * full)
+    # So it is in fine-tuning with `cls` pooling.
+    first = 11 * full + layer(CONFIG, np.ones(2), texts, texts)
+    for pooling, expected in (("mean", 12 * full), ("cls", first)):
+        contrastive = Contrastive(CONFIG, EncoderSettings(pooling, False, 128))
+        assert contrastive.flops(texts) == pytest.approx(3 * expected)
 
 
 def test_the_rate_of_a_known_device_is_its_vendors():

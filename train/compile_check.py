@@ -39,6 +39,7 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.chips import chip_of, topology
 from retromae_jax.cross_entropy import number_of_chunks
+from retromae_jax.data.packing import packed, room_for_queries
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import table
 from retromae_jax.masking import WORD_START, Vocabulary
@@ -217,32 +218,32 @@ def _finetuning(config, bert, devices):
     passages = queries * config.group_size
     if is_reranking(config):
         objective = Reranking(bert, computation)
-        sizes = {"pair_ids": (passages, config.max_length), "pair_lengths": (passages,), "first_lengths": (passages,)}
-        lengths = np.full(config.batch_size * config.group_size, config.max_length)
+        lengths = np.full(passages, config.max_length)
+        sizes = {"places": (queries, config.group_size)}
     else:
         objective = finetuning_objective(config).from_config(config, bert, computation)
-        sizes = {
-            "query_ids": (queries, config.query_max_length),
-            "query_lengths": (queries,),
-            "passage_ids": (passages, config.passage_max_length),
-            "passage_lengths": (passages,),
-        }
+        lengths = np.array([config.query_max_length] * queries + [config.passage_max_length] * passages)
+        sizes = {"places": (queries, 1 + config.group_size)}
         if config.mask_false_negatives:
             # Of MS MARCO's queries, most have one relevant passage.
             sizes |= {"passages": (passages,), "relevant": (queries, 1)}
-        query_lengths = np.full(config.batch_size, config.query_max_length)
-        passage_lengths = np.full(config.batch_size * config.group_size, config.passage_max_length)
-        lengths = np.concatenate([query_lengths, passage_lengths])
+    length = int(lengths.max())
+    room = room_for_queries(length)
+    rows = packed(lengths, length, room, row_multiple=1).rows
+    sizes |= {"token_ids": (rows, length), "lengths": (rows, room)}
+    if is_reranking(config):
+        sizes["first_lengths"] = (rows, room)
     graph, shapes = parameters.structure(objective.model)
     optimizer = adamw(optax.constant_schedule(config.learning_rate), config.weight_decay, config.clip_norm)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
     batch = {name: jax.ShapeDtypeStruct((devices.size, *size), jnp.int32) for name, size in sizes.items()}
-    batch["samples"] = jax.ShapeDtypeStruct((devices.size, queries), jnp.uint32)
+    batch["samples"] = jax.ShapeDtypeStruct((devices.size, rows, room), jnp.uint32)
     if not is_reranking(config) and config.teacher_scores:
         batch["teacher_scores"] = jax.ShapeDtypeStruct((devices.size, queries, config.group_size), jnp.float32)
     function = finetuning_step(objective, graph, optimizer, config.seed, list(devices.flat))
-    flops_of_step, attention = objective.flops(lengths), _attention_flops(bert, lengths)
-    return Step(mesh, function, (state, batch), flops_of_step, attention, int(lengths.sum()), 1)
+    flops_of_step = devices.size * objective.flops(lengths)
+    attention = devices.size * _attention_flops(bert, np.full(rows, length))
+    return Step(mesh, function, (state, batch), flops_of_step, attention, devices.size * int(lengths.sum()), 1)
 
 
 def _attention_flops(bert, lengths):

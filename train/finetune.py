@@ -38,7 +38,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
     problems = [
         no_start,
         checks.existing(config, "collection", "negatives", "teacher_scores"),
-        checks.whole_numbers(config, batch_size=1, group_size=1, length_buckets=1, log_every=1, checkpoint_every=1),
+        checks.whole_numbers(config, batch_size=1, group_size=1, shape_buckets=1, log_every=1, checkpoint_every=1),
         checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
         checks.whole_numbers(config, gradient_cache_chunk=0, contrastive_weight=0),
         checks.above_zero(config, "learning_rate", "num_epochs", "clip_norm", "temperature"),
@@ -71,7 +71,6 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         encode = encode_batch
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
     objective = finetuning_objective(config).from_config(config, bert, computation)
-    max_lengths = {"query": config.query_max_length, "passage": config.passage_max_length}
 
     def share(indices: np.ndarray, epochs: np.ndarray) -> mapped.Share:
         queries = data.trained[indices]
@@ -82,13 +81,11 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
             arrays["relevant"] = data.groups.relevant_to(queries)
         if data.teacher_scores is not None:
             arrays["teacher_scores"] = np.stack(list(map(data.teacher_scores.of, queries, drawn)))
-        texts = {
-            "query": [data.queries[query] for query in queries],
-            "passage": [data.passages[int(passage)] for passage in drawn.flat],
-        }
-        return mapped.Share(
-            {kind: encode(tokenizer, texts[kind], length) for kind, length in max_lengths.items()}, arrays
+        texts = together(
+            *encode(tokenizer, [data.queries[query] for query in queries], config.query_max_length),
+            *encode(tokenizer, [data.passages[int(passage)] for passage in drawn.flat], config.passage_max_length),
         )
+        return mapped.Share(*texts, {}, arrays)
 
     mapped.train(
         "finetune",
@@ -98,13 +95,36 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         mesh,
         objective,
         objective.settings,
-        max_lengths,
+        max(config.query_max_length, config.passage_max_length),
         share,
         len(data.trained),
         len(data.passages),
         "passages",
         profile,
     )
+
+
+def together(
+    query_ids_QxL: np.ndarray, query_lengths_Q: np.ndarray, passage_ids_PxM: np.ndarray, passage_lengths_P: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each of Q queries with its group of G passages behind it.
+
+    Args:
+        query_ids_QxL: int32, padded.
+        query_lengths_Q: tokens of each.
+        passage_ids_PxM: int32, of the queries' groups behind each other, Q * G, padded.
+        passage_lengths_P: tokens of each.
+
+    Returns:
+        Token ids, int32 [Q * (1 + G), longest], and lengths, [Q * (1 + G)].
+    """
+    queries, group = len(query_ids_QxL), len(passage_ids_PxM) // len(query_ids_QxL)
+    longest = max(query_ids_QxL.shape[1], passage_ids_PxM.shape[1])
+    token_ids = np.zeros((queries, 1 + group, longest), np.int32)
+    token_ids[:, 0, : query_ids_QxL.shape[1]] = query_ids_QxL
+    token_ids[:, 1:, : passage_ids_PxM.shape[1]] = passage_ids_PxM.reshape(queries, group, -1)
+    lengths = np.concatenate([query_lengths_Q[:, None], passage_lengths_P.reshape(queries, group)], axis=1)
+    return token_ids.reshape(-1, longest), lengths.reshape(-1)
 
 
 class Data(NamedTuple):

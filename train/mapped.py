@@ -1,17 +1,19 @@
 """What `train.finetune` and `train.rerank` share: batches that hosts make a share of each, and a mapped training."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source
 from retromae_jax.checkpoints.train_state import Run
-from retromae_jax.data.batches import BatchOrder, number_of_steps, padded_length
+from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
+from retromae_jax.data.packing import Layout, fill_shares, packed, room_for_queries
 from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say
 from retromae_jax.models import parameters
@@ -23,16 +25,19 @@ from train.summary import summary
 
 
 class Share(NamedTuple):
-    """A process's share of a batch.
+    """A process's share of a batch: Q queries, each of which has K texts behind each other.
 
     Attributes:
-        tokens: of each kind of text, its token ids, int32 [N, L], and their lengths, [N]; in the batch they are called
-            `KIND_ids` and `KIND_lengths`.
-        arrays: what else the batch has.
+        token_ids: of the texts, int32 [Q * K, longest], special tokens included, padded.
+        lengths: their tokens, [Q * K].
+        of_texts: arrays [Q * K] that go where the texts go; see `Rows.of`.
+        of_queries: what else the batch has, in the order of the queries.
     """
 
-    tokens: dict[str, tuple[np.ndarray, np.ndarray]]
-    arrays: dict[str, np.ndarray]
+    token_ids: np.ndarray
+    lengths: np.ndarray
+    of_texts: dict[str, np.ndarray]
+    of_queries: dict[str, np.ndarray]
 
 
 def train(
@@ -43,7 +48,7 @@ def train(
     mesh: jax.sharding.Mesh,
     objective: Any,
     settings: EncoderSettings,
-    max_lengths: Mapping[str, int],
+    row_length: int,
     share: Callable[[np.ndarray, np.ndarray], Share],
     queries: int,
     passages: int,
@@ -60,7 +65,7 @@ def train(
         mesh: of all devices.
         objective: of `retromae_jax.objectives`, with a loss of one device's share of the batch.
         settings: of the model that the run makes.
-        max_lengths: of each kind of text, tokens.
+        row_length: tokens of a row: of the longest text that there may be.
         share: of numbers of queries, and the pass that each is in, what the batch has of them.
         queries: to train on.
         passages: of the collection.
@@ -70,30 +75,32 @@ def train(
     order = BatchOrder(queries, config.batch_size, config.seed)
     num_steps = number_of_steps(config.num_steps, config.num_epochs, queries, config.batch_size)
 
-    # Each process reads its own share of the batch only, but all must pad to the same length: that of the longest text
-    # of the whole batch, which none of them knows. The devices find it out, asked for one batch ahead: the answer is
-    # there when it is needed, and neither hosts nor devices wait for each other.
-    own = parallel.local_rows(config.batch_size)
-    longest_of_all = jax.jit(lambda longest: longest.max(axis=0), out_shardings=parallel.replicated(mesh))
+    # Each device has the texts of its queries in rows of its own, but all must have as many rows: as many as the one
+    # that needs most, which no process knows. The devices find it out, asked for one batch ahead: the answer is there
+    # when it is needed, and neither hosts nor devices wait for each other.
+    own, devices = parallel.local_rows(config.batch_size), jax.local_device_count()
+    room = room_for_queries(row_length)
+    most_of_all = jax.jit(jnp.max, out_shardings=parallel.replicated(mesh))
 
     @functools.lru_cache(maxsize=2)
-    def share_of_step(step: int) -> tuple[Share, jax.Array]:
+    def share_of_step(step: int) -> tuple[Share, list[Layout], jax.Array]:
         made = share(order.indices(step)[own], order.epochs(step)[own])
-        longest = np.array([[made.tokens[kind][0].shape[1] for kind in max_lengths]] * jax.local_device_count())
-        return made, longest_of_all(parallel.place_batch(mesh, {"longest": longest})["longest"])
+        of_devices = made.lengths.reshape(devices, -1)
+        steps = -(-of_devices.shape[1] // config.shape_buckets)
+        layouts = [packed(tokens, row_length, room, 1, steps) for tokens in of_devices]
+        rows = {"rows": np.array([layout.rows for layout in layouts])}
+        return made, layouts, most_of_all(parallel.place_batch(mesh, rows)["rows"])
 
     def batch_of_step(step: int) -> loop.Batch:
-        (made, longest), _ = share_of_step(step), share_of_step(step + 1)
-        arrays = made.arrays | {"samples": order.samples(step)[own].astype(np.uint32)}
-        for (kind, limit), most in zip(max_lengths.items(), np.asarray(longest), strict=True):
-            token_ids, lengths = made.tokens[kind]
-            padding = padded_length(int(most), limit, config.length_buckets) - token_ids.shape[1]
-            arrays[f"{kind}_ids"] = np.pad(token_ids, ((0, 0), (0, padding)), constant_values=tokenizer.pad_token_id)
-            arrays[f"{kind}_lengths"] = lengths
-        split = {name: x.reshape(jax.local_device_count(), -1, *x.shape[1:]) for name, x in arrays.items()}
+        (made, layouts, most), _ = share_of_step(step), share_of_step(step + 1)
+        texts = len(made.lengths) // len(order.samples(step)[own])
+        of_texts = {"samples": text_numbers(order.samples(step)[own], texts).astype(np.uint32), **made.of_texts}
+        arrays = fill_shares(layouts, int(most), made.token_ids, of_texts, tokenizer.pad_token_id)
+        arrays["places"] = arrays["places"].reshape(devices, -1, texts)
+        arrays |= {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in made.of_queries.items()}
         # The other processes' texts are about as long.
-        flops = jax.process_count() * sum(objective.flops(lengths) for _, lengths in made.tokens.values())
-        return loop.Batch(split, config.batch_size, flops, order.indices(step))
+        flops = jax.process_count() * objective.flops(made.lengths)
+        return loop.Batch(arrays, config.batch_size, flops, order.indices(step))
 
     # The state: from a checkpoint of this run, from `init`, or fresh.
     graph, shapes = parameters.structure(objective.model)

@@ -33,7 +33,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
     problems = [
         no_start,
         checks.existing(config, "collection", "negatives"),
-        checks.whole_numbers(config, batch_size=1, group_size=2, length_buckets=1, log_every=1, checkpoint_every=1),
+        checks.whole_numbers(config, batch_size=1, group_size=2, shape_buckets=1, log_every=1, checkpoint_every=1),
         checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
         checks.above_zero(config, "learning_rate", "num_epochs", "clip_norm"),
         checks.shares(config, "warmup_fraction"),
@@ -73,7 +73,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         token_ids, lengths, first_lengths = encode_pairs(
             tokenizer, of_query, [passages[int(i)] for group in drawn for i in group], config.max_length
         )
-        return mapped.Share({"pair": (token_ids, lengths)}, {"first_lengths": first_lengths})
+        return mapped.Share(token_ids, lengths, {"first_lengths": first_lengths}, {})
 
     mapped.train(
         "rerank",
@@ -83,7 +83,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         mesh,
         objective,
         EncoderSettings("cls", False, config.max_length),
-        {"pair": config.max_length},
+        config.max_length,
         share,
         len(queries),
         len(passages),

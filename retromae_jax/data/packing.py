@@ -5,7 +5,7 @@ The host ships token ids, the texts' lengths and their sample numbers; everythin
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from retromae_jax.data.batches import padded_length
 SPECIAL_TOKENS = 2
 # A row has room for this many texts, and for a text per so many tokens at most: room that is not used has a cost.
 MOST_TEXTS, LEAST_TOKENS = 16, 16
+# Queries are shorter than a pretraining's texts, and room for them costs less: there are no masks and no decoder.
+LEAST_TOKENS_OF_QUERY = 8
 
 
 def room_for_texts(lengths: np.ndarray, row_length: int) -> int:
@@ -32,6 +34,11 @@ def room_for_texts(lengths: np.ndarray, row_length: int) -> int:
     fitting = row_length // int(tokens_N.min())
     wanted = math.ceil(2 * row_length / float(tokens_N.mean()))
     return max(1, min(fitting, wanted, MOST_TEXTS, row_length // LEAST_TOKENS))
+
+
+def room_for_queries(row_length: int) -> int:
+    """How many texts a row should have room for where queries and passages, or pairs of them, share rows."""
+    return max(1, min(MOST_TEXTS, row_length // LEAST_TOKENS_OF_QUERY))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,3 +178,38 @@ def fill(
     lengths[row, slot] = tokens
     samples[row, slot] = samples_N[here]
     return {"token_ids": token_ids, "lengths": lengths, "samples": samples}
+
+
+def fill_shares(
+    layouts: Sequence[Layout],
+    rows: int,
+    token_ids_NxM: np.ndarray,
+    of_texts: Mapping[str, np.ndarray],
+    pad_id: int,
+) -> dict[str, np.ndarray]:
+    """The arrays of a batch of which each of S devices has its own share of the texts, in rows of its own.
+
+    Args:
+        layouts: where the texts of each share stand, from `packed`.
+        rows: of each share, R, at least as many as the layouts have.
+        token_ids_NxM: int32, the texts of all shares in order, whole and with special tokens, padded.
+        of_texts: arrays [N] that rows hold for each of their texts; where there is none they have 0.
+        pad_id: id of [PAD].
+
+    Returns:
+        `token_ids` int32 [S, R, L]; `lengths` int32 [S, R, T] and `of_texts`, [S, R, T]; and `places` int32 [S, N / S],
+        where in its share's [R * T] each text is.
+    """
+    shares, length, room = len(layouts), layouts[0].length, layouts[0].texts
+    share_N = np.repeat(np.arange(shares), [len(layout.row_N) for layout in layouts])
+    row_N, slot_N, start_N, tokens_N = (np.concatenate(x) for x in zip(*(one[3:] for one in layouts), strict=True))
+    index_M = np.arange(token_ids_NxM.shape[1])
+    is_token_NxM = index_M < tokens_N[:, None]
+    position_NxM = ((share_N * rows + row_N) * length + start_N)[:, None] + index_M
+    token_ids = np.full(shares * rows * length, pad_id, np.int32)
+    token_ids[position_NxM[is_token_NxM]] = token_ids_NxM[is_token_NxM]
+    arrays = {"token_ids": token_ids.reshape(shares, rows, length)}
+    for name, values_N in {"lengths": tokens_N.astype(np.int32), **of_texts}.items():
+        arrays[name] = np.zeros((shares, rows, room), values_N.dtype)
+        arrays[name][share_N, row_N, slot_N] = values_N
+    return arrays | {"places": (row_N * room + slot_N).astype(np.int32).reshape(shares, -1)}

@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from retromae_jax.errors import InputError
+from retromae_jax.linear import product
+from retromae_jax.models.bert import Bert
+from retromae_jax.random_bits import Dropout
+from retromae_jax.rows import Rows
 
 POOLINGS = ("cls", "mean")
 
@@ -19,27 +23,30 @@ class EncoderSettings:
     max_length: int
 
 
-def pool(hidden_BxLxD: jax.Array, visible_BxL: jax.Array, pooling: str, normalize: bool) -> jax.Array:
-    """Sentence embeddings, float32 [B, D].
+def embed(bert: Bert, rows: Rows, pooling: str, normalize: bool, dropout: Dropout | None = None) -> jax.Array:
+    """Sentence embeddings of rows' texts, float32 [R, T, D]; where there is no text, any finite numbers.
 
     Args:
-        hidden_BxLxD: the encoder's last states.
-        visible_BxL: bool, True where there is a token.
-        pooling: `cls` (the first state) or `mean` (over all tokens).
+        bert: the encoder.
+        rows: texts.
+        pooling: `cls` (the last state of the first token, the only one that is computed) or `mean` (over all tokens).
         normalize: whether to scale to length 1.
+        dropout: None at evaluation.
 
     Raises:
         InputError: if `pooling` is unknown.
     """
-    hidden_BxLxD = hidden_BxLxD.astype(jnp.float32)
     if pooling == "cls":
-        sentence_BxD = hidden_BxLxD[:, 0]
+        sentence_RxTxD = bert.hidden_states(rows, dropout, rows.first_RxT)[-1].astype(jnp.float32)
     elif pooling == "mean":
-        weights_BxLx1 = visible_BxL.astype(jnp.float32)[:, :, None]
-        sentence_BxD = jnp.sum(hidden_BxLxD * weights_BxLx1, axis=1) / jnp.sum(weights_BxLx1, axis=1)
+        hidden_RxLxD = bert(rows, dropout).astype(jnp.float32)
+        texts_Tx1 = jnp.arange(rows.lengths_RxT.shape[1])[:, None]
+        is_of_RxTxL = (rows.text_RxL[:, None, :] == texts_Tx1) & rows.is_token_RxL[:, None, :]
+        sums_RxTxD = product("RTL,RLD->RTD", is_of_RxTxL.astype(jnp.float32), hidden_RxLxD)
+        sentence_RxTxD = sums_RxTxD / jnp.maximum(rows.lengths_RxT, 1)[:, :, None]
     else:
         raise InputError(f"pooling {pooling!r} is unknown; known are {', '.join(POOLINGS)}")
-    return _normalized(sentence_BxD) if normalize else sentence_BxD
+    return _normalized(sentence_RxTxD) if normalize else sentence_RxTxD
 
 
 def truncate(sentence_BxD: jax.Array, dimension: int, normalize: bool) -> jax.Array:
@@ -50,5 +57,7 @@ def truncate(sentence_BxD: jax.Array, dimension: int, normalize: bool) -> jax.Ar
     return _normalized(sentence_BxD) if normalize else sentence_BxD
 
 
-def _normalized(sentence_BxD: jax.Array) -> jax.Array:
-    return sentence_BxD / jnp.maximum(jnp.linalg.norm(sentence_BxD, axis=-1, keepdims=True), 1e-12)
+def _normalized(sentence: jax.Array) -> jax.Array:
+    # Not by `jnp.linalg.norm`, whose gradient at 0 is NaN: there is no text in some places.
+    squares = jnp.sum(sentence**2, axis=-1, keepdims=True)
+    return sentence / jnp.sqrt(jnp.maximum(squares, 1e-24))

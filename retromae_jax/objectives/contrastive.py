@@ -1,6 +1,7 @@
 """Contrastive fine-tuning of a bi-encoder: each query against the passages of the whole batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,10 +11,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from retromae_jax import flops, random_bits
+from retromae_jax import flops
 from retromae_jax.models.bert import Bert, BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings, pool, truncate
+from retromae_jax.models.pooling import EncoderSettings, embed, truncate
 from retromae_jax.rows import Rows
+
+# The most scores that are in memory at once: those of a large batch are computed a few queries at a time.
+MOST_SCORES = 2**22
 
 
 class Model(nnx.Module):
@@ -21,6 +25,18 @@ class Model(nnx.Module):
 
     def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
         self.bert = Bert(config, computation, rngs)
+
+
+class Relevance(NamedTuple):
+    """What tells which passages of a batch are relevant to which of its queries.
+
+    Attributes:
+        relevant_QxN: int32, numbers of all passages that are relevant to each query; -1 fills up.
+        passages_P: int32, numbers of the batch's passages; one number may be there several times.
+    """
+
+    relevant_QxN: jax.Array
+    passages_P: jax.Array
 
 
 class Embedded(NamedTuple):
@@ -31,14 +47,14 @@ class Embedded(NamedTuple):
         own_QxGxD: embeddings of each query's own group of passages, its positive first.
         passages_PxD: passage embeddings of the whole batch.
         positives_Q: int, index of each query's positive among the P passages.
-        excluded_QxP: bool, passages that a query is not compared with; None compares it with all.
+        relevance: of the passages, where false negatives are left out; None compares queries with all.
     """
 
     queries_QxD: jax.Array
     own_QxGxD: jax.Array
     passages_PxD: jax.Array
     positives_Q: jax.Array
-    excluded_QxP: jax.Array | None = None
+    relevance: Relevance | None = None
 
     def truncated(self, dimension: int, normalize: bool) -> "Embedded":
         """The first dimensions of all embeddings; see `pooling.truncate`."""
@@ -51,7 +67,7 @@ def contrastive_loss(
     passages_PxD: jax.Array,
     positives_Q: jax.Array,
     temperature: float,
-    excluded_QxP: jax.Array | None = None,
+    relevance: Relevance | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax cross-entropy of each query's positive among all passages, by inner product.
 
@@ -60,32 +76,46 @@ def contrastive_loss(
         passages_PxD: passage embeddings, float32.
         positives_Q: int, index of each query's positive passage.
         temperature: scores are divided by it.
-        excluded_QxP: bool, passages that do not enter a query's softmax; None for none.
+        relevance: of the passages; those that `false_negatives` finds do not enter a query's softmax. None for none.
 
     Returns:
         The mean loss in nats, and the share of queries whose positive has the highest score.
     """
-    scores_QxP = jnp.matmul(queries_QxD, passages_PxD.T, precision="highest") / temperature
-    if excluded_QxP is not None:
-        scores_QxP = jnp.where(excluded_QxP, jnp.finfo(jnp.float32).min, scores_QxP)
-    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores_QxP, positives_Q))
-    return loss, jnp.mean(jnp.argmax(scores_QxP, axis=1) == positives_Q)
+
+    def of_query(query):
+        query_D, positive, relevant_N = query
+        scores_P = jnp.matmul(query_D, passages_PxD.T, precision="highest") / temperature
+        if relevance is not None:
+            excluded_P = false_negatives(relevant_N, relevance.passages_P, positive)
+            scores_P = jnp.where(excluded_P, jnp.finfo(jnp.float32).min, scores_P)
+        loss = optax.softmax_cross_entropy_with_integer_labels(scores_P, positive)
+        return loss, jnp.argmax(scores_P) == positive
+
+    queries = (queries_QxD, positives_Q, None if relevance is None else relevance.relevant_QxN)
+    at_once = max(1, MOST_SCORES // len(passages_PxD))
+    if at_once < len(queries_QxD):
+        # Their scores are made again in the backward pass.
+        of_queries = functools.partial(jax.lax.map, jax.checkpoint(of_query), batch_size=at_once)
+    else:
+        of_queries = jax.vmap(of_query)
+    losses_Q, is_first_Q = of_queries(queries)
+    return jnp.mean(losses_Q), jnp.mean(is_first_Q)
 
 
-def false_negatives(relevant_QxN: jax.Array, passages_P: jax.Array, positives_Q: jax.Array) -> jax.Array:
-    """Passages that are relevant to a query without being its positive of this batch, bool [Q, P].
+def false_negatives(relevant_N: jax.Array, passages_P: jax.Array, positive: jax.Array) -> jax.Array:
+    """Passages that are relevant to a query without being its positive of this batch, bool [P].
 
     Args:
-        relevant_QxN: int32, numbers of all passages that are relevant to each query; -1 fills up.
+        relevant_N: int32, numbers of all passages that are relevant to the query; -1 fills up.
         passages_P: int32, numbers of the batch's passages; one number may be there several times.
-        positives_Q: int, index of each query's positive among the P passages.
+        positive: index of the query's positive among the P passages.
     """
-    is_relevant_QxP = jnp.any(relevant_QxN[:, None, :] == passages_P[:, None], axis=2)
-    return is_relevant_QxP & (jnp.arange(passages_P.size) != positives_Q[:, None])
+    is_relevant_P = jnp.any(relevant_N == passages_P[:, None], axis=1)
+    return is_relevant_P & (jnp.arange(passages_P.size) != positive)
 
 
-def in_chunks(embed: Callable[[dict], jax.Array], texts: dict[str, jax.Array], chunk: int) -> jax.Array:
-    """Embeddings [B, D] of B texts, computed a chunk at a time, without activations of more than one chunk in memory.
+def in_chunks(embed: Callable[[dict], jax.Array], rows: dict[str, jax.Array], chunk: int) -> jax.Array:
+    """Embeddings [R, T, D] of R rows' texts, computed a chunk of rows at a time, without activations of more in memory.
 
     This is gradient caching (Gao et al., 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
     Setup"): embeddings are computed first without keeping activations; when the loss's gradient by them is known, each
@@ -93,19 +123,19 @@ def in_chunks(embed: Callable[[dict], jax.Array], texts: dict[str, jax.Array], c
     loop does just that. Dropout is the same both times, because it is a function of the texts' numbers.
 
     Args:
-        embed: from texts to their embeddings.
-        texts: arrays with B as first axis.
-        chunk: texts at once; 0 for all.
+        embed: from rows to their texts' embeddings.
+        rows: arrays with R as first axis.
+        chunk: rows at once; 0 for all.
     """
-    count = texts["lengths"].size
+    count = len(rows["token_ids"])
     if not 0 < chunk < count:
-        return embed(texts)
+        return embed(rows)
     chunks = -(-count // chunk)
-    # Of equal sizes; a text that stands twice to fill the last one is dropped again, so it counts once.
+    # Of equal sizes; a row that stands twice to fill the last one is dropped again, so it counts once.
     filled_CxS = np.resize(np.arange(count), (chunks, -(-count // chunks)))
-    split = {name: x[filled_CxS] for name, x in texts.items()}
-    embeddings_CxSxD = jax.lax.map(jax.checkpoint(embed, prevent_cse=False), split)
-    return embeddings_CxSxD.reshape(filled_CxS.size, -1)[:count]
+    split = {name: x[filled_CxS] for name, x in rows.items()}
+    embeddings_CxSxTxD = jax.lax.map(jax.checkpoint(embed, prevent_cse=False), split)
+    return embeddings_CxSxTxD.reshape(filled_CxS.size, *embeddings_CxSxTxD.shape[2:])[:count]
 
 
 @dataclasses.dataclass(eq=False)
@@ -119,7 +149,7 @@ class Contrastive:
         temperature: scores are divided by it.
         mask_false_negatives: keep passages that are relevant to a query, but not its positive of this batch, out of
             its softmax.
-        gradient_cache_chunk: texts that a device encodes at once; 0 for all. See `in_chunks`.
+        gradient_cache_chunk: rows that a device encodes at once; 0 for all. See `in_chunks`.
         matryoshka_dims: the loss is the mean over these first dimensions of the embeddings (Kusupati et al., 2022,
             "Matryoshka Representation Learning", equation 1, with equal weights); empty takes them whole.
     """
@@ -150,49 +180,44 @@ class Contrastive:
         return Model(self.config, self.computation, rngs)
 
     def flops(self, tokens_N: np.ndarray) -> float:
-        """Model FLOPs of a training step on queries and passages of so many tokens; see `retromae_jax.flops`."""
-        layers = self.config.num_hidden_layers
-        return flops.TRAINING * layers * flops.layer_flops(self.config, tokens_N, tokens_N)
+        """Model FLOPs of a training step on queries and passages of so many tokens; see `retromae_jax.flops`.
+
+        With `cls` pooling the last layer has one query position, [CLS].
+        """
+        last = np.ones_like(tokens_N) if self.settings.pooling == "cls" else tokens_N
+        return flops.TRAINING * flops.encoder_flops(self.config, tokens_N, last)
 
     def loss(self, model: Model, batch: dict, seed: int, axis: str) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of this device's queries against the passages of all devices on the mapped axis.
 
         Args:
             model: from `model`.
-            batch: `query_ids` int32 [Q, Lq], `query_lengths` [Q], `passage_ids` int32 [Q * G, L],
-                `passage_lengths` [Q * G], each query's positive first in its group of G; `samples` uint32 [Q],
-                each query's number in the order of the whole run; where false negatives are masked, `passages` int32
-                [Q * G], numbers of the passages, and `relevant` int32 [Q, N] as for `false_negatives`; and what
-                `losses` needs.
+            batch: rows of texts as for `Rows.of`; `places` int32 [Q, 1 + G], where in [R * T] the texts of each query
+                are: its own, and its group of G passages, the positive first; where false negatives are masked,
+                `passages` int32 [Q * G], numbers of the passages, and `relevant` int32 [Q, N] as for `Relevance`; and
+                what `losses` needs.
             seed: the run's seed.
             axis: the mapped axis of devices.
 
         Returns:
             The mean over this device's queries, and metrics; the batch's are their means over devices.
         """
-        queries, passages = batch["query_lengths"].size, batch["passage_lengths"].size
-        group = passages // queries
-        passage_samples = jnp.repeat(batch["samples"], group) * group + jnp.arange(passages, dtype=jnp.uint32) % group
 
-        def embed(kind: str, samples_B: jax.Array) -> jax.Array:
-            def embed_at_once(texts: dict[str, jax.Array]) -> jax.Array:
-                rows = Rows.of(texts, seed)
-                rows = rows._replace(seeds_RxT=random_bits.stream(rows.seeds_RxT, kind))
-                hidden_BxLxD = model.bert(rows, rows.dropout())
-                return pool(hidden_BxLxD, rows.is_token_RxL, self.settings.pooling, self.settings.normalize)
+        def embed_rows(rows: dict[str, jax.Array]) -> jax.Array:
+            rows = Rows.of(rows, seed)
+            return embed(model.bert, rows, self.settings.pooling, self.settings.normalize, rows.dropout())
 
-            texts = {"token_ids": batch[f"{kind}_ids"], "lengths": batch[f"{kind}_lengths"], "samples": samples_B}
-            return in_chunks(embed_at_once, texts, self.gradient_cache_chunk)
-
-        queries_QxD, own_SxD = embed("query", batch["samples"]), embed("passage", passage_samples)
-        passages_PxD = jax.lax.all_gather(own_SxD, axis, tiled=True)
+        rows = {name: batch[name] for name in ("token_ids", "lengths", "samples")}
+        embeddings_RxTxD = in_chunks(embed_rows, rows, self.gradient_cache_chunk)
+        texts_QxKxD = embeddings_RxTxD.reshape(-1, self.config.hidden_size)[batch["places"]]
+        queries_QxD, own_QxGxD = texts_QxKxD[:, 0], texts_QxKxD[:, 1:]
+        queries, group = own_QxGxD.shape[:2]
+        passages_PxD = jax.lax.all_gather(own_QxGxD.reshape(queries * group, -1), axis, tiled=True)
         positives_Q = (jax.lax.axis_index(axis) * queries + jnp.arange(queries)) * group
-        excluded_QxP = None
+        relevance = None
         if self.mask_false_negatives:
-            passages_P = jax.lax.all_gather(batch["passages"], axis, tiled=True)
-            excluded_QxP = false_negatives(batch["relevant"], passages_P, positives_Q)
-        own_QxGxD = own_SxD.reshape(queries, group, -1)
-        embedded = Embedded(queries_QxD, own_QxGxD, passages_PxD, positives_Q, excluded_QxP)
+            relevance = Relevance(batch["relevant"], jax.lax.all_gather(batch["passages"], axis, tiled=True))
+        embedded = Embedded(queries_QxD, own_QxGxD, passages_PxD, positives_Q, relevance)
         return self.nested_losses(embedded, batch)
 
     def nested_losses(self, embedded: Embedded, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -212,6 +237,6 @@ class Contrastive:
             embedded.passages_PxD,
             embedded.positives_Q,
             self.temperature,
-            embedded.excluded_QxP,
+            embedded.relevance,
         )
         return loss, {"loss": loss, "accuracy": accuracy}

@@ -131,9 +131,8 @@ class MaskedLM:
     def forward_flops(self, tokens_N: np.ndarray) -> float:
         """Model FLOPs of the forward pass."""
         masked_N = self.masked_tokens(tokens_N)
-        full = (self.config.num_hidden_layers - 1) * flops.layer_flops(self.config, tokens_N, tokens_N)
-        last = flops.layer_flops(self.config, 1 + masked_N, tokens_N, tokens_N)
-        return full + last + flops.head_flops(self.config, self.predictions(np.asarray(tokens_N)))
+        encoder = flops.encoder_flops(self.config, tokens_N, 1 + masked_N)
+        return encoder + flops.head_flops(self.config, self.predictions(np.asarray(tokens_N)))
 
     def predictions(self, tokens_N: np.ndarray) -> np.ndarray:
         """How many tokens are predicted for texts of so many tokens, by all parts of the model together."""

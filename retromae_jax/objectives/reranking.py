@@ -63,29 +63,24 @@ class Reranking:
 
         The last layer has one query position, [CLS]; the head's products of 2 D^2 + 2 D a pair.
         """
-        layers, width = self.config.num_hidden_layers, self.config.hidden_size
-        full = (layers - 1) * flops.layer_flops(self.config, tokens_N, tokens_N)
-        last = flops.layer_flops(self.config, np.ones_like(tokens_N), tokens_N, tokens_N)
-        return flops.TRAINING * (full + last + len(tokens_N) * 2.0 * width * (width + 1))
+        width = self.config.hidden_size
+        encoder = flops.encoder_flops(self.config, tokens_N, np.ones_like(tokens_N))
+        return flops.TRAINING * (encoder + len(tokens_N) * 2.0 * width * (width + 1))
 
     def loss(self, model: Model, batch: dict, seed: int, axis: str) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of this device's queries.
 
         Args:
             model: from `model`.
-            batch: of pairs, each query's G behind each other, the relevant passage first: `pair_ids` int32
-                [Q * G, L], `pair_lengths` and `first_lengths` [Q * G] (see `Rows.of`); `samples` uint32 [Q], each
-                query's number in the order of the whole run.
+            batch: rows of pairs as for `Rows.of`; `places` int32 [Q, G], where in [R * T] the pairs of each query are,
+                the one with the relevant passage first.
             seed: the run's seed.
             axis: the mapped axis of devices; the loss needs nothing of the others.
 
         Returns:
             The mean over this device's queries, and metrics; the batch's are their means over devices.
         """
-        queries, pairs = batch["samples"].size, batch["pair_lengths"].size
-        group = pairs // queries
-        samples = jnp.repeat(batch["samples"], group) * group + jnp.arange(pairs, dtype=jnp.uint32) % group
-        texts = {"token_ids": batch["pair_ids"], "lengths": batch["pair_lengths"], "samples": samples}
-        rows = Rows.of(texts | {"first_lengths": batch["first_lengths"]}, seed)
-        loss, accuracy = listwise_loss(model(rows, rows.dropout()).reshape(queries, group))
+        rows = Rows.of(batch, seed)
+        scores_RxT = model(rows, rows.dropout())
+        loss, accuracy = listwise_loss(scores_RxT.reshape(-1)[batch["places"]])
         return loss, {"loss": loss, "accuracy": accuracy}

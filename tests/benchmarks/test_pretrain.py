@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from benchmarks.pretrain import compare, host_costs, main, summary
+from benchmarks.pretrain import host_costs, main, summary
+from benchmarks.rounds import compare
 from benchmarks.texts import load_texts
-from benchmarks.worker import Task
+from benchmarks.worker import PretrainingTask
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
 
@@ -54,8 +55,7 @@ def test_systems_train_on_the_same_texts_in_turns(minilm_directory, monkeypatch)
     pytest.importorskip("torch")
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    task = Task(
-        system="",
+    task = PretrainingTask(
         texts=TEXTS[:6],
         sizes=sizes,
         tokenizer=str(minilm_directory),

@@ -4,7 +4,15 @@ import pytest
 
 from retromae_jax import parallel
 from retromae_jax.data.batches import BatchOrder
-from retromae_jax.data.packing import RowMaker, fill, one_text_a_row, packed, room_for_texts
+from retromae_jax.data.packing import (
+    RowMaker,
+    fill,
+    fill_shares,
+    one_text_a_row,
+    packed,
+    room_for_queries,
+    room_for_texts,
+)
 
 
 def texts_of(tokens, seed=0):
@@ -31,6 +39,37 @@ def test_packed_texts_are_whole_in_order_and_apart(seed):
         assert np.all(ids[start:] == 0)
         assert np.all((lengths > 0)[:-1] >= (lengths > 0)[1:])  # no empty place before a text
     assert found == {1000 + i: [1, *text[:78], 2] for i, text in enumerate(texts)}
+
+
+def test_each_share_of_a_batch_is_in_rows_of_its_own():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(2, 20, (2, 9))
+    token_ids = generator.integers(1, 99, (18, 25)).astype(np.int32)  # some of it padding
+    layouts = [packed(tokens, length=24, texts=3, row_multiple=1) for tokens in lengths]
+    rows = max(layout.rows for layout in layouts) + 1
+    of_texts = {"samples": np.arange(100, 118, dtype=np.uint32), "first_lengths": lengths.reshape(-1) // 2}
+    batch = fill_shares(layouts, rows, token_ids, of_texts, pad_id=0)
+    assert {name: x.shape for name, x in batch.items()} == {
+        "token_ids": (2, rows, 24),
+        "lengths": (2, rows, 3),
+        "samples": (2, rows, 3),
+        "first_lengths": (2, rows, 3),
+        "places": (2, 9),
+    }
+    assert np.count_nonzero(batch["token_ids"]) == lengths.sum()
+    for number, (share, text) in enumerate(np.ndindex(2, 9)):
+        row, slot = divmod(int(batch["places"][share, text]), 3)
+        start = batch["lengths"][share, row, :slot].sum()
+        length = batch["lengths"][share, row, slot]
+        assert length == lengths[share, text]
+        assert batch["samples"][share, row, slot] == 100 + number
+        assert batch["first_lengths"][share, row, slot] == length // 2
+        found = batch["token_ids"][share, row, start : start + length]
+        np.testing.assert_array_equal(found, token_ids[number, :length])
+
+
+def test_rows_have_room_for_queries():
+    assert [room_for_queries(length) for length in (4, 32, 512)] == [1, 4, 16]
 
 
 def test_packing_leaves_little_room():

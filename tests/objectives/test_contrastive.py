@@ -8,10 +8,12 @@ import pytest
 
 from retromae_jax import compiled, parallel
 from retromae_jax.checkpoints.train_state import TrainState
+from retromae_jax.data.packing import fill_shares, packed
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings
-from retromae_jax.objectives.contrastive import Contrastive, Embedded, contrastive_loss, false_negatives
+from retromae_jax.objectives import contrastive
+from retromae_jax.objectives.contrastive import Contrastive, Embedded, Relevance, contrastive_loss, false_negatives
 from retromae_jax.objectives.distillation import Distillation
 from retromae_jax.training import finetuning_step
 
@@ -33,23 +35,38 @@ def test_false_negatives_are_relevant_passages_but_the_positive_of_the_batch():
     # The second query is there twice, with another positive each; the first one's is the third one's negative, too.
     passages, positives = jnp.array([7, 1, 8, 2, 9, 7]), jnp.array([0, 2, 4])
     expected = [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]]
-    np.testing.assert_array_equal(false_negatives(relevant, passages, positives), np.array(expected, bool))
+    found = jax.vmap(false_negatives, in_axes=(0, None, 0))(relevant, passages, positives)
+    np.testing.assert_array_equal(found, np.array(expected, bool))
 
 
-def test_excluded_passages_are_as_if_they_were_not_there():
+def test_false_negatives_are_as_if_they_were_not_there():
     generator = np.random.default_rng(0)
     queries, passages = (jnp.asarray(generator.normal(size=(count, 4)), jnp.float32) for count in (2, 5))
     positives = jnp.array([0, 1])
-    excluded = jnp.zeros((2, 5), bool).at[:, 3].set(True)
+    relevance = Relevance(jnp.array([[3], [3]]), jnp.arange(5))
 
-    def loss(passages, *excluded):
-        return contrastive_loss(queries, passages, positives, 0.5, *excluded)[0]
+    def loss(passages, *relevance):
+        return contrastive_loss(queries, passages, positives, 0.5, *relevance)[0]
 
-    masked, gradients = jax.value_and_grad(loss)(passages, excluded)
+    masked, gradients = jax.value_and_grad(loss)(passages, relevance)
     without, expected = jax.value_and_grad(loss)(jnp.delete(passages, 3, axis=0))
     assert float(masked) == pytest.approx(float(without), rel=1e-6)
     np.testing.assert_array_equal(gradients[3], np.zeros(4))
     np.testing.assert_allclose(jnp.delete(gradients, 3, axis=0), expected, rtol=1e-5)
+
+
+def test_scores_of_a_few_queries_at_a_time_change_nothing(monkeypatch):
+    generator = np.random.default_rng(0)
+    queries, passages = (jnp.asarray(generator.normal(size=(count, 4)), jnp.float32) for count in (5, 10))
+    relevance = Relevance(jnp.array([[0, 3], [2, -1], [4, 0], [6, -1], [8, 9]]), jnp.arange(10))
+
+    def loss(queries, passages):
+        return contrastive_loss(queries, passages, jnp.arange(5) * 2, 0.5, relevance)
+
+    differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    expected = differentiate(queries, passages)
+    monkeypatch.setattr(contrastive, "MOST_SCORES", 20)  # those of two queries
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), differentiate(queries, passages), expected)
 
 
 def test_matryoshka_loss_is_the_mean_over_nested_dimensions():
@@ -71,19 +88,24 @@ def test_matryoshka_loss_is_the_mean_over_nested_dimensions():
     assert float(metrics["accuracy"]) == pytest.approx(np.mean([float(accuracy) for _, accuracy in expected]))
 
 
-def random_batch(queries=QUERIES, group=GROUP, length=LENGTH):
+def random_batch(devices, queries=QUERIES, group=GROUP, length=LENGTH, texts_per_row=1):
+    """A batch split over devices."""
     generator = np.random.default_rng(0)
-    return {
-        "query_ids": generator.integers(1, 50, (queries, 5)).astype(np.int32),
-        "query_lengths": generator.integers(3, 6, queries).astype(np.int32),
-        "passage_ids": generator.integers(1, 50, (queries * group, length)).astype(np.int32),
-        "passage_lengths": generator.integers(3, length + 1, queries * group).astype(np.int32),
-        "samples": np.arange(queries, dtype=np.uint32),
+    texts = queries * (1 + group)
+    token_ids = generator.integers(1, 50, (texts, length)).astype(np.int32)
+    lengths = generator.integers(3, length + 1, (devices, texts // devices))
+    layouts = [packed(share, length * texts_per_row, texts_per_row, 1) for share in lengths]
+    rows = max(layout.rows for layout in layouts)
+    batch = fill_shares(layouts, rows, token_ids, {"samples": np.arange(texts, dtype=np.uint32)}, pad_id=0)
+    of_queries = {
+        "places": batch["places"],
         # Every second query has the positive of the one before it among its relevant passages.
         "passages": np.arange(queries * group, dtype=np.int32),
         "relevant": np.stack([np.arange(queries), np.arange(queries) // 2 * 2], axis=1).astype(np.int32) * group,
         "teacher_scores": generator.normal(size=(queries, group)).astype(np.float32),
     }
+    shapes = {"places": (1 + group,), "passages": (), "relevant": (2,), "teacher_scores": (group,)}
+    return batch | {name: x.reshape(devices, -1, *shapes[name]) for name, x in of_queries.items()}
 
 
 OPTIMIZER = optax.sgd(0.5)  # proportional to the gradients, unlike Adam
@@ -106,25 +128,25 @@ def step_of(objective, devices):
 
 
 @functools.cache
-def trained(devices, steps=3, **settings):
+def trained(devices, steps=3, texts_per_row=1, pooling="cls", **settings):
     """Losses of some steps on one batch, and the parameters after them."""
-    objective = Distillation(CONFIG, EncoderSettings("cls", True, LENGTH), temperature=0.1, **settings)
+    objective = Distillation(CONFIG, EncoderSettings(pooling, True, LENGTH), temperature=0.1, **settings)
     step, state = step_of(objective, devices)
-    split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in random_batch().items()}
-    losses = []
+    batch, losses = random_batch(devices, texts_per_row=texts_per_row), []
     for _ in range(steps):
-        state, metrics = step(state, split)
+        state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, {name: np.asarray(value) for name, value in state.parameters.items()}
 
 
-@pytest.mark.parametrize("devices, chunk", [(1, 5), (8, 1)])
-def test_devices_and_chunks_change_nothing(devices, chunk):
+@pytest.mark.parametrize("pooling, devices, chunk", [("cls", 1, 5), ("cls", 8, 1), ("mean", 1, 0)])
+def test_devices_rows_and_chunks_change_nothing(pooling, devices, chunk):
     """Passages of all devices are negatives, gradients flow back through the gathering, and dropout is the same.
 
-    On one device, chunks of 5 leave the queries in parts of 4, and the passages in parts of 5, the last filled up.
+    On one device there are 48 texts in about 12 rows; chunks of 5 leave them in parts of 4, the last filled up.
     """
-    expected, found = trained(8), trained(devices, gradient_cache_chunk=chunk)
+    expected = trained(8, pooling=pooling)
+    found = trained(devices, pooling=pooling, texts_per_row=4, gradient_cache_chunk=chunk)
     assert expected[0][2] < expected[0][0]
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for name, value in expected[1].items():
@@ -143,7 +165,7 @@ def test_memory_grows_with_the_chunk_not_with_the_batch():
             BertConfig(50, 32, 1, 2, 128), EncoderSettings("cls", True, 32), gradient_cache_chunk=chunk
         )
         step, state = step_of(objective, 1)
-        batch = {name: x[None] for name, x in random_batch(queries, length=32).items()}
+        batch = random_batch(1, queries, length=32)
         return compiled.memory(step.lower(state, batch).compile()).temporaries
 
     small, large, large_at_once = memory(32, 16), memory(128, 16), memory(128, 0)

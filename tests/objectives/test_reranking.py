@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from retromae_jax.data.packing import fill_shares, packed
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives.reranking import Reranking, listwise_loss
@@ -25,11 +26,10 @@ def test_eight_devices_train_as_one():
     queries, group, length = 16, 3, 9
     generator = np.random.default_rng(0)
     lengths = generator.integers(6, length + 1, queries * group).astype(np.int32)
-    batch = {
-        "pair_ids": generator.integers(1, 50, (queries * group, length)).astype(np.int32),
-        "pair_lengths": lengths,
+    token_ids = generator.integers(1, 50, (queries * group, length)).astype(np.int32)
+    of_pairs = {
         "first_lengths": generator.integers(3, 6, queries * group).astype(np.int32),
-        "samples": np.arange(queries, dtype=np.uint32),
+        "samples": np.arange(queries * group, dtype=np.uint32),
     }
     objective = Reranking(dataclasses.replace(CONFIG, num_hidden_layers=1), Computation())
     graph, shapes = parameters.structure(objective.model)
@@ -40,10 +40,13 @@ def test_eight_devices_train_as_one():
         state = initial_state(objective.model, shapes, None, optimizer, 0, mesh)
         start = {name: np.asarray(value) for name, value in state.parameters.items()}
         step = finetuning_step(objective, graph, optimizer, seed=0, devices=jax.devices()[:devices])
-        split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+        # Of other rows, too.
+        layouts = [packed(share, 3 * length, 3, 1) for share in lengths.reshape(devices, -1)]
+        batch = fill_shares(layouts, max(layout.rows for layout in layouts), token_ids, of_pairs, pad_id=0)
+        batch["places"] = batch["places"].reshape(devices, -1, group)
         losses = []
         for _ in range(3):
-            state, metrics = step(state, split)
+            state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
         results[devices] = losses, {name: np.asarray(value) for name, value in state.parameters.items()}
     np.testing.assert_allclose(results[1][0], results[8][0], rtol=1e-5)

@@ -78,8 +78,8 @@ def run_stages(stages):
         pretrain(config)
     if "finetuned" in stages:
         config = msmarco.get_config("tiny")
-        # With this seed, two processes that padded for themselves would pad the queries of each batch differently.
-        config.update(STEPS | {"workdir": "finetuned", "init": "pretrained", "length_buckets": 4, "seed": 46})
+        # With this seed, two processes that padded for themselves would pad their rows differently.
+        config.update(STEPS | {"workdir": "finetuned", "init": "pretrained", "shape_buckets": 4, "seed": 46})
         finetune(config)
     if "searched" in stages:
         with pytest.MonkeyPatch.context() as patch:
