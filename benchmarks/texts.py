@@ -11,7 +11,7 @@ import numpy as np
 from retromae_jax.data.blocks import SPECIAL_TOKENS
 from retromae_jax.data.retrieval import load_collection
 from retromae_jax.errors import InputError
-from retromae_jax.retrieval.bm25 import search_bm25
+from retromae_jax.retrieval.bm25 import BM25
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ def load_groups(name: str, data: Path, count: int, group_size: int, seed: int) -
     # Some find too few others, because their words are in no other passage.
     chosen = [queries[index] for index in order[: 2 * count]]
     depth = group_size + max(len(relevant) for _, relevant in chosen)
-    _, found = search_bm25([query for query, _ in chosen], passages, min(depth, len(passages)))
+    _, found = BM25(passages).search([query for query, _ in chosen], min(depth, len(passages)))
     groups = []
     for (query, relevant), others in zip(chosen, found, strict=True):
         numbers = [int(relevant[0]), *others[(others >= 0) & ~np.isin(others, relevant)][: group_size - 1]]
