@@ -130,6 +130,7 @@ test-long: lint
 benchmark: $(VENV)/installed-dev
 	$(RUN) -m pip install --quiet --no-deps pretense==0.1.1
 	$(RUN) -m benchmarks.pretrain --data $(DATA)
+	$(RUN) -m benchmarks.finetune --data $(DATA)
 
 # What is in build/scaling already is not compiled again.
 scaling: $(VENV)/installed-dev

@@ -133,7 +133,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=32, help="queries of a step (default: %(default)s)")
     parser.add_argument("--group-size", type=positive, default=2, help="passages of a query (default: %(default)s)")
-    parser.add_argument("--max-length", type=positive, default=256, help="tokens of a text (default: %(default)s)")
+    parser.add_argument("--max-length", type=positive, default=512, help="tokens of a text (default: %(default)s)")
     parser.add_argument("--steps", type=positive, default=2, help="of a round (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=5, help="(default: %(default)s)")
     parser.add_argument("--threads", type=positive, default=2, help="cores to use (default: %(default)s)")
