@@ -33,7 +33,7 @@ def directory(tmp_path, demo_packages, monkeypatch):
 
 @pytest.fixture
 def run(directory, monkeypatch):
-    """Runs a command as its command line does; recipes are the project's, with three steps."""
+    """Runs a command as its command line does; recipes are the tiny variants of the project's."""
     configs = Path(demo_data.__file__).parents[1] / "configs"
 
     def run(command, *arguments, recipe="", **settings):
