@@ -18,7 +18,13 @@ TEXTS = [
     "the liver cleans blood",
     "bones carry the body and its muscle",
 ]
-QUERIES = ["what pumps blood", "whale heart", "which muscle is weakened", "where does oxygen go", "what cleans blood"]
+QUERIES = [
+    "what pumps blood",
+    "whale heart",
+    "which muscle of the body is weakened",
+    "where does the oxygen go",
+    "what cleans blood",
+]
 
 
 @pytest.fixture
