@@ -14,15 +14,15 @@ TEXTS = [
     "the heart pumps blood through the body",
     "the heart of a whale pumps slowly",
     "cardiomyopathy weakens the muscle of the heart",
-    "lungs take oxygen from the air to the blood",
+    "lungs take gas from the air to the blood",
     "the liver cleans blood",
     "bones carry the body and its muscle",
 ]
 QUERIES = [
     "what pumps blood",
     "whale heart",
-    "which muscle of the body is weakened",
-    "where does the oxygen go",
+    "which muscle in a body is weakened",
+    "which gas goes into blood",
     "what cleans blood",
 ]
 
