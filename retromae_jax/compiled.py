@@ -22,6 +22,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_FUSED = re.compile(r" fusion\(.*calls=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -80,8 +81,17 @@ def exchanges(text: str) -> dict[str, Exchange]:
 
 
 def largest_array(text: str) -> tuple[int, str]:
-    """Bytes and shape of the largest array in the text of an optimized program."""
-    kind, dimensions = max(set(_SHAPE.findall(text)), key=lambda shape: _size(*shape))
+    """Bytes and shape of the largest array in memory, by the text of an optimized program.
+
+    What is computed within a fused instruction is never in memory.
+    """
+    fused, shapes, in_fusion = set(_FUSED.findall(text)), set(), False
+    for line in text.splitlines():
+        if not line.startswith(" ") and (found := _COMPUTATION.match(line)):
+            in_fusion = found[1] in fused
+        elif not in_fusion:
+            shapes.update(_SHAPE.findall(line))
+    kind, dimensions = max(shapes, key=lambda shape: _size(*shape))
     return _size(kind, dimensions), f"{kind}[{dimensions}]"
 
 

@@ -9,6 +9,10 @@ from retromae_jax import compiled
 TEXT = """\
 HloModule jit_step, is_scheduled=true
 
+%f (arg: f32[8,4]) -> f32[8,4] {
+  %dot.1 = f32[8,1000]{1,0} dot(%arg, %arg)
+}
+
 %inner_body.1 (arg: (s32[])) -> (s32[]) {
   %fusion.3 = f32[8,4]{1,0} fusion(%arg), calls=%f, backend_config={"window_config":{"estimated_cycles":"10"}}
 }
