@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from retromae_jax import parallel
 from retromae_jax.linear import product, sums_over_rows
 
-# A chunk has at least so many positions, and, beyond that, at most so many logits: 256 MB in float32.
+# A chunk has at least so many positions, and, beyond that, at most so many logits (256 MB in float32) or as many as the
+# table has numbers: each chunk adds to the table's gradient, which would take longer than the products of a smaller one.
 SMALLEST_CHUNK = 256
 LOGITS_PER_CHUNK = 2**26
 
@@ -74,20 +75,21 @@ def _backward(gradients, cotangents):
 _chunked.defvjp(_forward, _backward)
 
 
-def number_of_chunks(positions: int, vocabulary: int) -> int:
-    """Chunks that the loss of so many positions of one device is computed in."""
-    return -(-positions // _chunk_size(positions, vocabulary))
+def number_of_chunks(positions: int, vocabulary: int, width: int) -> int:
+    """Chunks that the loss of so many positions of one device is computed in, with a table of [vocabulary, width]."""
+    return -(-positions // _chunk_size(positions, vocabulary, width))
 
 
-def _chunk_size(positions: int, vocabulary: int) -> int:
+def _chunk_size(positions: int, vocabulary: int, width: int) -> int:
     """Positions in a chunk: the last chunk is half empty on average, and that should not cost much."""
-    return min(positions, max(SMALLEST_CHUNK, min(-(-positions // 16), LOGITS_PER_CHUNK // vocabulary)))
+    largest = max(LOGITS_PER_CHUNK // vocabulary, width)
+    return min(positions, max(SMALLEST_CHUNK, min(-(-positions // 16), largest)))
 
 
 def _by_chunks(hidden_BxKxD, labels_BxK, weights_BxK, table_VxD, bias_V, *, with_gradients):
     batch, positions, _ = hidden_BxKxD.shape
     total = batch * positions
-    chunk = _chunk_size(total, bias_V.size)
+    chunk = _chunk_size(total, *table_VxD.shape)
     padding = -total % chunk
     cast_table_VxD = table_VxD.astype(hidden_BxKxD.dtype)
     # Positions that count come first, and only the chunks that hold some of them are computed.

@@ -206,7 +206,7 @@ def _pretraining(config, bert, devices, texts_per_row):
         objective.flops(lengths),
         _attention_flops(bert, lengths),
         rows * config.block_length,
-        number_of_chunks(predictions, bert.vocab_size),
+        number_of_chunks(predictions, bert.vocab_size, bert.hidden_size),
     )
 
 
