@@ -22,14 +22,14 @@ import pyarrow as pa
 from eval.measure import QUERY_MAX_LENGTH, add_collection_arguments, add_encoder_arguments, passage_indices, positive
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Collection, load_collection
-from retromae_jax.encoder import Encoder
+from retromae_jax.encoder import Encoders
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say, table
 from retromae_jax.retrieval.bm25 import search_bm25
 from retromae_jax.retrieval.encode import encode_texts
 from retromae_jax.retrieval.negatives import NegativeSampler
 from retromae_jax.retrieval.runs import iterate_run, ranking, write_lines
-from retromae_jax.retrieval.search import search_faiss
+from retromae_jax.retrieval.search import search
 
 QUERIES_AT_ONCE = 2**14
 
@@ -141,19 +141,22 @@ def _search_with_encoder(
     passages: Sequence[str],
     directory: Path,
 ) -> Iterator[Found]:
-    encoder = Encoder.from_pretrained(
+    encoders = Encoders.from_pretrained(
         arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
     )
-    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
-    passage_max_length = arguments.passage_max_length or encoder.max_length
+    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoders.query.max_length)
+    passage_max_length = arguments.passage_max_length or encoders.passage.max_length
     embeddings = np.lib.format.open_memmap(
-        directory / "passages.npy", "w+", np.float32, (len(passages), encoder.dimension)
+        directory / "passages.npy", "w+", np.float32, (len(passages), encoders.passage.dimension)
     )
-    encode_texts(encoder, passages, passage_max_length, arguments.batch_size, "passages", into=embeddings)
+    encode_texts(encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", into=embeddings)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = slice(start, start + QUERIES_AT_ONCE)
-        query_embeddings = encode_texts(encoder, queries[some], query_max_length, arguments.batch_size, "queries")
-        yield Found(trained[some], *search_faiss(query_embeddings, embeddings, arguments.to_rank))
+        query_embeddings = encode_texts(
+            encoders.query, queries[some], query_max_length, arguments.batch_size, "queries"
+        )
+        found = search(query_embeddings, embeddings, arguments.to_rank, encoders.passage.settings.lexical_top_k)
+        yield Found(trained[some], *found)
 
 
 def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int) -> Iterator[Found]:

@@ -11,16 +11,11 @@ import optax
 from flax import nnx
 
 from retromae_jax import flops, random_bits
-from retromae_jax.models.bert import Bert, BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings, pool, truncate
+from retromae_jax.models import lexical
+from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.models.pooling import EncoderSettings, truncate
+from retromae_jax.models.text_encoder import TextEncoder, UntiedEncoders
 from retromae_jax.rows import Rows
-
-
-class Model(nnx.Module):
-    """The encoder, shared by queries and passages."""
-
-    def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
-        self.bert = Bert(config, computation, rngs)
 
 
 class Embedded(NamedTuple):
@@ -114,7 +109,7 @@ class Contrastive:
 
     Attributes:
         config: sizes of the encoder.
-        settings: pooling and normalization.
+        settings: how texts become embeddings.
         computation: how the encoder is computed.
         temperature: scores are divided by it.
         mask_false_negatives: keep passages that are relevant to a query, but not its positive of this batch, out of
@@ -141,20 +136,33 @@ class Contrastive:
     @classmethod
     def from_config(cls, config: Any, bert: BertConfig, computation: Computation) -> "Contrastive":
         """The objective with the settings that a recipe's config names."""
-        encoder = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
+        encoder = EncoderSettings(
+            config.pooling,
+            config.normalize,
+            config.passage_max_length,
+            config.projection,
+            config.lexical_top_k,
+            config.untie_encoder,
+        )
         settings = {field.name: config[field.name] for field in dataclasses.fields(cls) if field.kw_only}
         return cls(bert, encoder, computation, **settings)
 
-    def model(self, rngs: nnx.Rngs) -> Model:
+    def model(self, rngs: nnx.Rngs) -> TextEncoder | UntiedEncoders:
         """Builds the model with fresh parameters."""
-        return Model(self.config, self.computation, rngs)
+        kind = UntiedEncoders if self.settings.untie_encoder else TextEncoder
+        return kind(self.config, self.settings, self.computation, rngs)
 
     def flops(self, tokens_N: np.ndarray) -> float:
         """Model FLOPs of a training step on queries and passages of so many tokens; see `retromae_jax.flops`."""
-        layers = self.config.num_hidden_layers
-        return flops.TRAINING * layers * flops.layer_flops(self.config, tokens_N, tokens_N)
+        forward = self.config.num_hidden_layers * flops.layer_flops(self.config, tokens_N, tokens_N)
+        forward += 2.0 * len(tokens_N) * self.config.hidden_size * self.settings.projection
+        if self.settings.lexical_top_k:
+            forward += flops.head_flops(self.config, tokens_N - 1)
+        return flops.TRAINING * forward
 
-    def loss(self, model: Model, batch: dict, seed: int, axis: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, model: TextEncoder | UntiedEncoders, batch: dict, seed: int, axis: str
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of this device's queries against the passages of all devices on the mapped axis.
 
         Args:
@@ -175,17 +183,23 @@ class Contrastive:
         passage_samples = jnp.repeat(batch["samples"], group) * group + jnp.arange(passages, dtype=jnp.uint32) % group
 
         def embed(kind: str, samples_B: jax.Array) -> jax.Array:
+            encoder = getattr(model, kind) if self.settings.untie_encoder else model
+
             def embed_at_once(texts: dict[str, jax.Array]) -> jax.Array:
                 rows = Rows.of(texts, seed)
                 rows = rows._replace(seeds_RxT=random_bits.stream(rows.seeds_RxT, kind))
-                hidden_BxLxD = model.bert(rows, rows.dropout())
-                return pool(hidden_BxLxD, rows.is_token_RxL, self.settings.pooling, self.settings.normalize)
+                return encoder(rows, rows.dropout())
 
             texts = {"token_ids": batch[f"{kind}_ids"], "lengths": batch[f"{kind}_lengths"], "samples": samples_B}
             return in_chunks(embed_at_once, texts, self.gradient_cache_chunk)
 
         queries_QxD, own_SxD = embed("query", batch["samples"]), embed("passage", passage_samples)
         passages_PxD = jax.lax.all_gather(own_SxD, axis, tiled=True)
+        if top_k := self.settings.lexical_top_k:
+            # Only now, because what is gathered, or kept of each chunk of texts, is small.
+            queries_QxD, own_SxD, passages_PxD = (
+                lexical.expand(x, top_k, self.config.vocab_size) for x in (queries_QxD, own_SxD, passages_PxD)
+            )
         positives_Q = (jax.lax.axis_index(axis) * queries + jnp.arange(queries)) * group
         excluded_QxP = None
         if self.mask_false_negatives:

@@ -75,7 +75,7 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
 
     config, _, weights = model
     directory = tmp_path / "exported"
-    huggingface.save_encoder(directory, config, weights, tokenizer, pooling, normalize, max_length=16)
+    huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings(pooling, normalize, 16))
     encoder = Encoder.from_pretrained(str(directory))
     assert encoder.settings == EncoderSettings(pooling, normalize, 16)
     ours = encode_texts(encoder, TEXTS, 16)
@@ -125,19 +125,19 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path, model, tok
     config, _, weights = model
     directory = tmp_path / "exported"
     for max_length in (16, 32):
-        huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, max_length)
+        huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings("cls", False, max_length))
     assert json.loads((directory / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
     thesis = directory / "more" / "thesis.tex"
     thesis.parent.mkdir()
     thesis.write_text("...")
     with pytest.raises(InputError, match=r"holds more/thesis\.tex, which no export wrote"):
-        huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, 16)
+        huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings("cls", False, 16))
     assert thesis.exists()
     thesis.unlink()
     # Both parts of a pretraining run's export are replaced together.
     huggingface.save_masked_lm(directory / "masked_lm", config, weights, tokenizer)
-    huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, 16)
+    huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings("cls", False, 16))
     assert not (directory / "masked_lm").exists()
 
 
@@ -201,7 +201,7 @@ def test_layouts_of_other_releases_load(stored, model):
 @pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta"], indirect=True)
 def test_roberta_directories_say_what_the_library_wants_to_know(tmp_path, model, tokenizer):
     config, _, weights = model
-    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, "cls", False, 16)
+    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, EncoderSettings("cls", False, 16))
     stored = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert [stored[f"{name}_token_id"] for name in ("bos", "pad", "eos")] == [0, 1, 2]
     assert stored["architectures"] == [f"{huggingface.FAMILIES[config.model_type].classes}Model"]
@@ -225,7 +225,7 @@ def test_pickled_weights_are_refused_with_a_remedy_that_works(stored, model):
 
 def test_modules_that_would_change_the_vectors_are_refused(tmp_path, model, tokenizer):
     config, _, weights = model
-    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, "cls", False, 16)
+    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, EncoderSettings("cls", False, 16))
     path = tmp_path / "exported" / "modules.json"
     dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     path.write_text(json.dumps([*json.loads(path.read_text()), dense]))
