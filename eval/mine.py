@@ -46,7 +46,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     search = parser.add_mutually_exclusive_group(required=True)
     search.add_argument(
-        "--model", help="search with this encoder: Hugging Face directory or Hub name, or run directory"
+        "--model",
+        help="search with this encoder, or both of untied ones: Hugging Face directory or Hub name, or run directory",
     )
     search.add_argument("--bm25", action="store_true", help="search with BM25")
     search.add_argument("--run", type=Path, help="read a TREC run, in which lines of a query follow each other")

@@ -31,7 +31,11 @@ from retromae_jax.retrieval.search import search
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
-    parser.add_argument("--model", required=True, help="Hugging Face directory or Hub name, or run directory")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="Hugging Face directory or Hub name, or run directory; of untied encoders the directory that holds both",
+    )
     add_encoder_arguments(parser)
     parser.add_argument(
         "--dimension",

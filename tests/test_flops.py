@@ -61,6 +61,9 @@ def test_objectives_add_up_their_parts():
     assert found == pytest.approx(3 * early)
     contrastive = Contrastive(CONFIG, EncoderSettings("cls", False, 128))
     assert contrastive.flops(texts) == pytest.approx(3 * 12 * full)
+    lexical = Contrastive(CONFIG, EncoderSettings("cls", False, 128, projection=64, lexical_top_k=8))
+    projection = 2 * len(texts) * 512 * 64
+    assert lexical.flops(texts) == pytest.approx(3 * (12 * full + projection + head(CONFIG, texts - 1)))
 
 
 def test_the_rate_of_a_known_device_is_its_vendors():

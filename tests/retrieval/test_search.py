@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from retromae_jax.errors import InputError
+from retromae_jax.models import lexical
 from retromae_jax.retrieval import search as module
 from retromae_jax.retrieval.search import search
 
@@ -30,6 +31,25 @@ def test_against_brute_force_with_many_ties(k, rows, monkeypatch):
     np.testing.assert_array_equal(indices, wanted_indices)
     np.testing.assert_array_equal(scores, wanted_scores)
     assert (scores.dtype, indices.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("k, rows", [(5, 60), (150, 10**6)])
+def test_lexical_parts_against_brute_force_with_many_ties(k, rows, monkeypatch):
+    top_k, words, dense = 4, 30, 3
+    slices_of(rows, dense + 2 * top_k, monkeypatch)
+    monkeypatch.setattr(module, "LEXICAL_QUERIES_AT_ONCE", 10)
+    generator = np.random.default_rng(0)
+
+    def embeddings(count: int) -> tuple[np.ndarray, np.ndarray]:
+        scores = generator.integers(0, 3, (count, words)).astype(np.float32)
+        packed = np.asarray(lexical.pack(generator.integers(-1, 2, (count, dense)).astype(np.float32), scores, top_k))
+        return packed, np.asarray(lexical.expand(packed, top_k, words))
+
+    (queries, query_vectors), (passages, passage_vectors) = embeddings(25), embeddings(400)
+    scores, indices = search(queries, passages, k, lexical_top_k=top_k)
+    wanted_scores, wanted_indices = brute_force(query_vectors, passage_vectors, k)
+    np.testing.assert_array_equal(indices, wanted_indices)
+    np.testing.assert_array_equal(scores, wanted_scores)
 
 
 def test_all_passages_alike(monkeypatch):
