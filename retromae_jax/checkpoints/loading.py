@@ -69,7 +69,8 @@ class Source:
         if self.settings.untie_encoder:
             raise InputError(
                 f"{self.directory} holds two encoders, for queries and for passages; name one of those that "
-                f"train.export writes, {' or '.join(f'{kind}/' for kind in KINDS)}, or set --config.untie_encoder=True"
+                f"train.export writes, {' or '.join(f'{kind}/' for kind in KINDS)}; only fine-tuning with "
+                "--config.untie_encoder=True goes on from both"
             )
         if not train_state.is_run(self.directory):
             tensors = huggingface.read_tensors(self.directory)
