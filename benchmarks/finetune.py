@@ -37,7 +37,8 @@ from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import say, table
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.objectives.contrastive import Model
+from retromae_jax.models.pooling import EncoderSettings
+from retromae_jax.models.text_encoder import TextEncoder
 from train.demo_data import packaged
 
 BASELINE = "sentence_transformers"
@@ -57,9 +58,10 @@ def model_directory(model: str, packaged_directory: Path, place: Path) -> Path:
         return packaged_directory
     tokenizer = load_tokenizer(str(packaged_directory))
     bert = BertConfig(vocab_size=len(tokenizer), **SIZES[model])
-    weights = parameters.initialize(lambda rngs: Model(bert, Computation(), rngs), seed=0)
+    settings = EncoderSettings("mean", True, bert.max_length)
+    weights = parameters.initialize(lambda rngs: TextEncoder(bert, settings, Computation(), rngs), seed=0)
     directory = place / model
-    huggingface.save_encoder(directory, bert, weights, tokenizer, "mean", True, bert.max_length)
+    huggingface.save_encoder(directory, bert, weights, tokenizer, settings)
     return directory
 
 

@@ -148,7 +148,18 @@ FINETUNING = {
     "num_epochs": (4.0, PRETRAINING["num_epochs"][1]),
     "learning_rate": (2e-5, PRETRAINING["learning_rate"][1]),
     "pooling": ("cls", "sentence embedding: `cls` or `mean`"),
+    "projection": (0, "width that a linear layer gives the sentence embedding; 0 leaves it as wide as the model"),
     "normalize": (False, "scale embeddings to length 1 (cosine similarity)"),
+    "lexical_top_k": (
+        0,
+        "DupMAE's embeddings: beside the sentence embedding, the scores of so many words of the vocabulary, those that "
+        "the masked-language-model head scores highest; 0 for none",
+    ),
+    "untie_encoder": (
+        False,
+        "give queries and passages an encoder each, which begin alike; both read all texts of a batch, so training "
+        "takes twice the time",
+    ),
     "temperature": (1.0, "scores are divided by this before the softmax"),
     "mask_false_negatives": (
         True,

@@ -6,7 +6,7 @@
 
 configs/wiki.py's text (prepared once for both) and schedule, with the bag-of-words loss beside RetroMAE's two and
 embedded decoder queries (Xiao et al., 2022, "RetroMAE-2"). The published results are those of [CLS] and token
-embeddings side by side, of which fine-tuning here uses one: they are not to be expected of it.
+embeddings side by side: configs/msmarco_dupmae.py fine-tunes both.
 """
 
 from ml_collections import ConfigDict

@@ -32,14 +32,14 @@ from eval.measure import QUERY_MAX_LENGTH, add_collection_arguments, add_encoder
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Collection, load_collection
-from retromae_jax.encoder import Encoder
+from retromae_jax.encoder import Encoders
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say, table
 from retromae_jax.retrieval.bm25 import BM25
 from retromae_jax.retrieval.encode import encode_into_files, encode_texts
 from retromae_jax.retrieval.negatives import NegativeSampler
 from retromae_jax.retrieval.runs import iterate_run, ranking, write_lines
-from retromae_jax.retrieval.search import search_faiss
+from retromae_jax.retrieval.search import search
 
 QUERIES_AT_ONCE = 2**14
 
@@ -56,7 +56,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     search = parser.add_mutually_exclusive_group(required=True)
     search.add_argument(
-        "--model", help="search with this encoder: Hugging Face directory or Hub name, or run directory"
+        "--model",
+        help="search with this encoder, or both of untied ones: Hugging Face directory or Hub name, or run directory",
     )
     search.add_argument("--bm25", action="store_true", help="search with BM25")
     search.add_argument("--run", type=Path, help="read a TREC run, in which lines of a query follow each other")
@@ -163,30 +164,32 @@ def _search(
             yield from _read(arguments.run, collection, trained, arguments.to_rank)
         return
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
-    search = BM25(passages).search if arguments.bm25 else _encoder_search(arguments, passages, directory)
+    find = BM25(passages).search if arguments.bm25 else _encoder_search(arguments, passages, directory)
     texts = list(collection.queries.values())
     own = hosts.share(len(trained))
     for start in own[::QUERIES_AT_ONCE]:
         queries = trained[start : min(start + QUERIES_AT_ONCE, own.stop)]
-        yield Found(queries, *search([texts[query] for query in queries], arguments.to_rank))
+        yield Found(queries, *find([texts[query] for query in queries], arguments.to_rank))
 
 
 def _encoder_search(
     arguments: argparse.Namespace, passages: Sequence[str], directory: Path
 ) -> Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]:
     """Encodes the passages; what it returns finds the best k of them for some queries, scores and indices [Q, k]."""
-    encoder = Encoder.from_pretrained(
+    encoders = Encoders.from_pretrained(
         arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
     )
-    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
-    passage_max_length = arguments.passage_max_length or encoder.max_length
-    embeddings = encode_into_files(encoder, passages, passage_max_length, arguments.batch_size, "passages", directory)
+    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoders.query.max_length)
+    passage_max_length = arguments.passage_max_length or encoders.passage.max_length
+    embeddings = encode_into_files(
+        encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", directory
+    )
 
-    def search(queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        query_embeddings = encode_texts(encoder, queries, query_max_length, arguments.batch_size, "queries")
-        return search_faiss(query_embeddings, embeddings, k)
+    def search_queries(queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        query_embeddings = encode_texts(encoders.query, queries, query_max_length, arguments.batch_size, "queries")
+        return search(query_embeddings, embeddings, k, encoders.passage.settings.lexical_top_k)
 
-    return search
+    return search_queries
 
 
 def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int) -> Iterator[Found]:

@@ -2,8 +2,9 @@
 
     python -m eval.msmarco --model exported/ --collection data/msmarco --split dev
 
-Queries and passages are encoded, all passages are searched exactly with Faiss, and the run is scored: MRR@10,
-Recall@100, Recall@1000, nDCG@10, MAP. Published MS MARCO scores use passages with titles (RocketQA's corpus).
+Queries and passages are encoded, all passages are searched exactly, and the run is scored: MRR@10, Recall@100,
+Recall@1000, nDCG@10, MAP. Embeddings with a lexical part (lexical_top_k) are searched without an index, which takes
+long: docs/design.md has figures. Published MS MARCO scores use passages with titles (RocketQA's corpus).
 """
 
 import argparse
@@ -21,16 +22,20 @@ from eval.measure import (
 )
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
-from retromae_jax.encoder import Encoder
+from retromae_jax.encoder import Encoders
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.retrieval.encode import encode_on_all_hosts
 from retromae_jax.retrieval.metrics import Scores
-from retromae_jax.retrieval.search import search_faiss
+from retromae_jax.retrieval.search import search
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
-    parser.add_argument("--model", required=True, help="Hugging Face directory or Hub name, or run directory")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="Hugging Face directory or Hub name, or run directory; of untied encoders the directory that holds both",
+    )
     add_encoder_arguments(parser)
     parser.add_argument(
         "--dimension",
@@ -53,25 +58,26 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
     hosts.check_shared(output, "--output")
-    encoder = Encoder.from_pretrained(
+    encoders = Encoders.from_pretrained(
         arguments.model, arguments.pooling, arguments.normalize, arguments.compute_dtype, arguments.dimension
     )
-    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoder.max_length)
-    passage_max_length = arguments.passage_max_length or encoder.max_length
+    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoders.query.max_length)
+    passage_max_length = arguments.passage_max_length or encoders.passage.max_length
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
 
     started = time.monotonic()
     query_embeddings = encode_on_all_hosts(
-        encoder, list(collection.queries.values()), query_max_length, arguments.batch_size, "queries", output
+        encoders.query, list(collection.queries.values()), query_max_length, arguments.batch_size, "queries", output
     )
     passage_embeddings = encode_on_all_hosts(
-        encoder, passages, passage_max_length, arguments.batch_size, "passages", output
+        encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", output
     )
     hosts.part()
     if not hosts.is_first():
         return None
     encoded = time.monotonic()
-    found = search_faiss(query_embeddings, passage_embeddings, arguments.depth)
+    lexical_top_k = encoders.passage.settings.lexical_top_k
+    found = search(query_embeddings, passage_embeddings, arguments.depth, lexical_top_k)
     searched = time.monotonic()
 
     settings = {
@@ -81,7 +87,8 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
         "title_separator": arguments.title_separator,
         "pooling": arguments.pooling,
         "normalize": arguments.normalize,
-        "dimension": encoder.dimension,
+        "dimension": encoders.passage.dimension,
+        "lexical_top_k": lexical_top_k,
         "batch_size": arguments.batch_size,
         "compute_dtype": arguments.compute_dtype,
     }

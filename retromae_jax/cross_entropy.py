@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from retromae_jax import parallel
 from retromae_jax.linear import product, sums_over_rows
 
-# A chunk has at least so many positions, and, beyond that, at most so many logits (256 MB in float32) or as many as the
-# table has numbers: each chunk adds to the table's gradient, which would take longer than the products of a smaller one.
+# A chunk has at least so many positions, and, beyond that, at most so many logits (256 MB in float32), or as many as
+# the table has numbers: each chunk adds to the table's gradient, which would take longer than a smaller one's products.
 SMALLEST_CHUNK = 256
 LOGITS_PER_CHUNK = 2**26
 

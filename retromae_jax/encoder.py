@@ -1,20 +1,20 @@
-"""A trained encoder: texts to embeddings."""
+"""Trained encoders: texts to embeddings."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from retromae_jax import parallel
-from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
-from retromae_jax.models import parameters, pooling
+from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings
-from retromae_jax.objectives.contrastive import Model
+from retromae_jax.models.pooling import EncoderSettings, truncate
+from retromae_jax.models.text_encoder import KINDS, TextEncoder, embedding_width
 from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """Makes sentence embeddings on all devices of this process.
+    """Makes embeddings of texts on all devices of this process.
 
     Args:
         config: sizes of the encoder.
-        weights: `bert.*` parameters.
+        weights: parameters of its `TextEncoder`.
         tokenizer: the encoder's.
-        settings: pooling, normalization and longest text.
+        settings: how texts become embeddings.
         compute_dtype: of activations, float32 or bfloat16.
         dimension: how many of an embedding's dimensions are kept, the first ones; None keeps all. For models that were
             trained with `matryoshka_dims`.
 
     Raises:
-        InputError: if an embedding has not so many dimensions.
+        InputError: if an embedding has not so many dimensions, or has a lexical part and is to be cut or scaled.
     """
 
     def __init__(
@@ -46,22 +46,24 @@ class Encoder:
         compute_dtype: str = "float32",
         dimension: int | None = None,
     ):
-        if dimension is not None and not 1 <= dimension <= config.hidden_size:
-            raise InputError(f"dimension {dimension} is not between 1 and the model's hidden_size {config.hidden_size}")
+        width = embedding_width(config, settings)
+        if settings.lexical_top_k and (dimension is not None or settings.normalize):
+            raise InputError("embeddings with a lexical part are neither cut to a dimension nor scaled to length 1")
+        if dimension is not None and not 1 <= dimension <= width:
+            raise InputError(f"dimension {dimension} is not between 1 and the {width} of the model's embeddings")
         self.config, self.tokenizer, self.settings = config, tokenizer, settings
-        self._dimension = dimension or config.hidden_size
+        self._dimension = dimension or width
         self.mesh = parallel.local_mesh()
         self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
         computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
-        graph, _ = parameters.structure(lambda rngs: Model(config, computation, rngs))
+        graph, _ = parameters.structure(lambda rngs: TextEncoder(config, settings, computation, rngs))
 
         def embed(weights, token_ids_BxL, lengths_B):
             texts = {"token_ids": token_ids_BxL, "lengths": lengths_B, "samples": jnp.zeros_like(lengths_B, jnp.uint32)}
             rows = Rows.of(texts, seed=0)
             with parallel.full_precision(computation.dtype):
-                model = parameters.bind(graph, weights)
-                sentence_Bx1xD = pooling.embed(model.bert, rows, settings.pooling, settings.normalize)
-            return pooling.truncate(sentence_Bx1xD[:, 0], self.dimension, settings.normalize)
+                embeddings_Bx1xD = parameters.bind(graph, weights)(rows)
+            return truncate(embeddings_Bx1xD[:, 0], self.dimension, settings.normalize)
 
         self._embed = jax.jit(embed)
 
@@ -84,12 +86,18 @@ class Encoder:
             dimension: how many of an embedding's dimensions are kept; None keeps all.
 
         Raises:
-            InputError: if there is no such model, some of its weights are missing, or it has fewer dimensions.
+            InputError: if there is no such model, some of its weights are missing, it has fewer dimensions, or queries
+                and passages have an encoder each (see `Encoders`).
         """
-        source = open_model(name_or_directory)
+        return cls._of(open_model(name_or_directory), pooling, normalize, compute_dtype, dimension)
+
+    @classmethod
+    def _of(
+        cls, source: Source, pooling: str | None, normalize: bool | None, compute_dtype: str, dimension: int | None
+    ) -> "Encoder":
         changes = {"pooling": pooling, "normalize": normalize}
         settings = dataclasses.replace(source.settings, **{k: v for k, v in changes.items() if v is not None})
-        _, shapes = parameters.structure(lambda rngs: Model(source.config, Computation(), rngs))
+        _, shapes = parameters.structure(lambda rngs: TextEncoder(source.config, settings, Computation(), rngs))
         weights, report = source.parameters(shapes)
         if report.fresh:
             raise InputError(f"{source.directory}: the encoder's weights are incomplete: {', '.join(report.fresh)}")
@@ -97,7 +105,7 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        """Width of an embedding."""
+        """Width of an embedding; that of one with a lexical part is as `models.lexical` says."""
         return self._dimension
 
     @property
@@ -110,3 +118,27 @@ class Encoder:
         arrays = jax.device_put((token_ids_BxL, lengths_B), parallel.over_batch(self.mesh))
         with jax.set_mesh(self.mesh):
             return self._embed(self.weights, *arrays)
+
+
+class Encoders(NamedTuple):
+    """The encoders of queries and of passages; the same one, unless they were trained untied."""
+
+    query: Encoder
+    passage: Encoder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_directory: str,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        compute_dtype: str = "float32",
+        dimension: int | None = None,
+    ) -> "Encoders":
+        """Opens what `Encoder.from_pretrained` opens, and runs and exports of untied encoders; arguments as there."""
+        source = open_model(name_or_directory)
+        opened = [
+            Encoder._of(source.of_kind(kind), pooling, normalize, compute_dtype, dimension)
+            for kind in (KINDS if source.settings.untie_encoder else KINDS[:1])
+        ]
+        return cls(opened[0], opened[-1])

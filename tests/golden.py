@@ -20,7 +20,6 @@ from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings
-from retromae_jax.models.pooling import embed as embed_rows
 from retromae_jax.objectives.cocondenser import CoCondenser
 from retromae_jax.objectives.condenser import Condenser
 from retromae_jax.objectives.contrastive import Embedded
@@ -116,8 +115,7 @@ class GoldenCase:
         model = parameters.bind(graph, weights)
 
         def embed(kind: str) -> jax.Array:
-            texts = rows(batch[f"{kind}_ids"], batch[f"{kind}_mask"].sum(axis=1))
-            return embed_rows(model.bert, texts, settings.pooling, settings.normalize)[:, 0]
+            return model(rows(batch[f"{kind}_ids"], batch[f"{kind}_mask"].sum(axis=1)))[:, 0]
 
         queries, passages = embed("query"), embed("passage")
         own = passages.reshape(len(queries), -1, passages.shape[1])

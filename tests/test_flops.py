@@ -64,6 +64,9 @@ def test_objectives_add_up_their_parts():
     for pooling, expected in (("mean", 12 * full), ("cls", first)):
         contrastive = Contrastive(CONFIG, EncoderSettings(pooling, False, 128))
         assert contrastive.flops(texts) == pytest.approx(3 * expected)
+    lexical = Contrastive(CONFIG, EncoderSettings("cls", False, 128, projection=64, lexical_top_k=8))
+    projection = 2 * len(texts) * 512 * 64
+    assert lexical.flops(texts) == pytest.approx(3 * (12 * full + projection + head(CONFIG, texts - 1)))
 
 
 def test_the_rate_of_a_known_device_is_its_vendors():

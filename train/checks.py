@@ -157,8 +157,9 @@ def room(config: ConfigDict, bert: BertConfig) -> str | None:
     width = bert.hidden_size
     layer = 4 * width**2 + 2 * width * bert.intermediate_size
     parameters = (bert.vocab_size + bert.max_position_embeddings) * width + bert.num_hidden_layers * layer
+    encoders = 2 if config.get("untie_encoder") else 1
     # Each parameter and AdamW's two moments of it, in float32.
-    each = 3 * 4 * parameters
+    each = 3 * 4 * encoders * parameters
     workdir = Path(config.workdir).expanduser().absolute()
     there = sum(file.stat().st_size for file in (workdir / "checkpoints").rglob("*") if file.is_file())
     nearest = next(path for path in (workdir, *workdir.parents) if path.exists())
@@ -242,11 +243,37 @@ def distillation(config: ConfigDict) -> str | None:
     return None
 
 
-def dimensions(key: str, values: Collection[int | str], bert: BertConfig) -> str | None:
-    """A problem if embeddings have not so many dimensions."""
-    wrong = [value for value in values if not str(value).isdecimal() or not 1 <= int(value) <= bert.hidden_size]
-    if wrong:
-        return f"{key} {wrong[0]!r} is not a number between 1 and the model's hidden_size {bert.hidden_size}"
+def dimensions(config: ConfigDict, bert: BertConfig) -> str | None:
+    """A problem if embeddings have not so many dimensions as matryoshka_dims names."""
+    name, width = (
+        ("projection", config.projection) if config.projection else ("the model's hidden_size", bert.hidden_size)
+    )
+    values = config.matryoshka_dims
+    wrong = [value for value in values if not str(value).isdecimal() or not 1 <= int(value) <= width]
+    return f"matryoshka_dims {wrong[0]!r} is not a number between 1 and {name} {width}" if wrong else None
+
+
+def projection(config: ConfigDict, source: Source | None) -> str | None:
+    """A problem if the model to start from has a projection of another width."""
+    found = source.settings.projection if source else 0
+    if config.projection and found and config.projection != found:
+        return f"projection {config.projection} is not the {found} of the model to start from, {config.init}"
+    return None
+
+
+def lexical(config: ConfigDict, source: Source | None, bert: BertConfig) -> str | None:
+    """A problem if embeddings cannot have a lexical part."""
+    if not config.lexical_top_k:
+        return None
+    if config.lexical_top_k > bert.vocab_size:
+        return f"lexical_top_k {config.lexical_top_k} is more than the model's {bert.vocab_size:,} words"
+    if config.normalize or config.matryoshka_dims:
+        return "lexical_top_k goes neither with normalize nor with matryoshka_dims, which are of dense embeddings"
+    if source is not None and not source.has_head():
+        return (
+            f"lexical_top_k scores words with a masked-language-model head, which {config.init} has not; start from a "
+            "pretraining run, or from masked_lm/ of its export"
+        )
     return None
 
 

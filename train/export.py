@@ -2,17 +2,19 @@
 
     python -m train.export --from runs/msmarco --to exported/
 
-The directory opens with AutoModel, AutoTokenizer and SentenceTransformer. For a pretraining run, masked_lm/ in it
-opens with AutoModelForMaskedLM and holds the decoder too, so that pretraining can be continued from it. That of a
-reranking run opens with AutoModelForSequenceClassification and CrossEncoder instead.
+The directory opens with AutoModel, AutoTokenizer and SentenceTransformer; after fine-tuning with untie_encoder, those
+are query/ and passage/ in it. With lexical_top_k, what they open is the embeddings' dense part, and lexical/ holds the
+rest for eval.msmarco. For a pretraining run, masked_lm/ opens with AutoModelForMaskedLM and holds the decoder too, so
+that pretraining can be continued from it. The directory of a reranking run opens with
+AutoModelForSequenceClassification and CrossEncoder instead.
 """
 
 import argparse
 from pathlib import Path
 
-from retromae_jax.checkpoints import huggingface
+from retromae_jax.checkpoints import huggingface, train_state
 from retromae_jax.checkpoints.loading import open_model
-from retromae_jax.checkpoints.train_state import Run, is_run
+from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import say
@@ -24,7 +26,7 @@ def export(run_directory: str, directory: Path) -> None:
     Raises:
         InputError: if `run_directory` is not a run's, or `directory` holds something else than an earlier export.
     """
-    if not is_run(run_directory):
+    if not train_state.is_run(run_directory):
         raise InputError(f"{run_directory} is not the directory of a training run: it has no run.json")
     source = open_model(run_directory)
     tokenizer = load_tokenizer(str(source.tokenizer))
@@ -36,17 +38,9 @@ def export(run_directory: str, directory: Path) -> None:
         huggingface.save_cross_encoder(directory, source.config, parameters, tokenizer, settings.max_length)
         say(f"cross-encoder: {directory}")
         return
-    huggingface.save_encoder(
-        directory,
-        source.config,
-        parameters,
-        tokenizer,
-        settings.pooling,
-        settings.normalize,
-        settings.max_length,
-    )
-    say(f"encoder: {directory}")
-    if any(name.startswith("head.") for name in parameters):
+    huggingface.save_encoder(directory, source.config, parameters, tokenizer, settings)
+    say(f"encoder{'s, query/ and passage/' if settings.untie_encoder else ''}: {directory}")
+    if train_state.read_description(run_directory)["command"] == "pretrain":
         huggingface.save_masked_lm(directory / "masked_lm", source.config, parameters, tokenizer)
         say(f"masked language model: {directory / 'masked_lm'}")
 

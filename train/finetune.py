@@ -40,7 +40,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         checks.existing(config, "collection", "negatives", "teacher_scores"),
         checks.whole_numbers(config, batch_size=1, group_size=1, shape_buckets=1, log_every=1, checkpoint_every=1),
         checks.whole_numbers(config, negatives_depth=1, num_steps=0, checkpoints_to_keep=1, seed=0),
-        checks.whole_numbers(config, gradient_cache_chunk=0, contrastive_weight=0),
+        checks.whole_numbers(config, gradient_cache_chunk=0, contrastive_weight=0, projection=0, lexical_top_k=0),
         checks.above_zero(config, "learning_rate", "num_epochs", "clip_norm", "temperature"),
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
@@ -54,7 +54,9 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
     ]
     if start:
         problems += [
-            checks.dimensions("matryoshka_dims", config.matryoshka_dims, start.bert),
+            checks.projection(config, start.source),
+            checks.lexical(config, start.source, start.bert),
+            checks.dimensions(config, start.bert),
             checks.vocabulary(start.tokenizer, start.bert),
             checks.positions("query_max_length", config.query_max_length, start.bert),
             checks.positions("passage_max_length", config.passage_max_length, start.bert),

@@ -2,18 +2,23 @@
 
 Four kinds of directory are read: encoders (`BertModel`, `RobertaModel`, ...), masked language models
 (`BertForMaskedLM`, ...), cross-encoders (`BertForSequenceClassification`, ...), and sentence-transformers models.
-Three are written: an encoder that `AutoModel` and `SentenceTransformer` open; a cross-encoder that
-`AutoModelForSequenceClassification` and sentence-transformers' `CrossEncoder` open; and a masked language model that
-`AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in `objective.safetensors`, so
-that pretraining can be continued.
+Three are written: an encoder that `AutoModel` and `SentenceTransformer` open, or two of them, `query/` and `passage/`;
+a cross-encoder that `AutoModelForSequenceClassification` and sentence-transformers' `CrossEncoder` open; and a masked
+language model that `AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in
+`objective.safetensors`, so that pretraining can be continued.
+
+An encoder whose embeddings have a lexical part holds, in `lexical/`, the head that scores the vocabulary, under the
+names of `AutoModelForMaskedLM`, and how many words are kept. No other package knows that directory: what they open is
+the dense part.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +31,8 @@ from retromae_jax.errors import InputError
 from retromae_jax.files import read_json
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.parameters import Parameters
+from retromae_jax.models.pooling import EncoderSettings
+from retromae_jax.models.text_encoder import KINDS, of_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,6 +87,10 @@ FAMILIES = {
     "roberta": Family("Roberta", "roberta.", _ROBERTA),
     "xlm-roberta": Family("XLMRoberta", "roberta.", _ROBERTA),
 }
+# Directories of an encoder's modules.
+POOLING, DENSE, LEXICAL = "1_Pooling", "2_Dense", "lexical"
+# What `torch.nn` calls no activation.
+NO_ACTIVATION = "torch.nn.modules.linear.Identity"
 # Lists the files that an export wrote, so that the next one knows what it may replace.
 EXPORT = "export.json"
 # Stored by some releases, and nothing is lost without them: buffers, the tied projection, the next-sentence head.
@@ -171,6 +182,34 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: if there are no safetensors weights, or a file is broken.
     """
+    tensors = {}
+    for file in _weights_files(directory):
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118, it is no dictionary
+                tensors[name] = np.asarray(opened.get_tensor(name), np.float32)
+    return tensors
+
+
+def tensor_names(directory: Path) -> list[str]:
+    """Names of a directory's tensors, which are not read; errors as of `read_tensors`."""
+    names = []
+    for file in _weights_files(directory):
+        with _opened(file) as opened:
+            names += opened.keys()
+    return names
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
+    try:
+        # The flax framework, unlike numpy's, knows bfloat16.
+        with safe_open(file, "flax") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: cannot be read as safetensors ({error}); fetch or export it again") from error
+
+
+def _weights_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]
@@ -190,16 +229,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{directory}: no model.safetensors; this is not a Hugging Face model directory")
     if (directory / "objective.safetensors").is_file():
         files.append(directory / "objective.safetensors")
-    tensors = {}
-    for file in files:
-        try:
-            # The flax framework, unlike numpy's, knows bfloat16.
-            with safe_open(file, "flax") as opened:
-                for name in opened.keys():  # noqa: SIM118, it is no dictionary
-                    tensors[name] = np.asarray(opened.get_tensor(name), np.float32)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: cannot be read as safetensors ({error}); fetch or export it again") from error
-    return tensors
+    return files
 
 
 def save_encoder(
@@ -207,11 +237,11 @@ def save_encoder(
     config: BertConfig,
     parameters: Mapping[str, np.ndarray],
     tokenizer: "PreTrainedTokenizerBase",
-    pooling: str,
-    normalize: bool,
-    max_length: int,
+    settings: EncoderSettings,
 ) -> None:
     """Writes a directory that `AutoModel`, `AutoTokenizer` and `SentenceTransformer` open.
+
+    Where encoders are untied, it holds two such directories, `query/` and `passage/`.
 
     The pooler, which `AutoModel` expects and retrieval does not use, becomes tanh of the [CLS] state: an identity
     matrix and no bias.
@@ -219,42 +249,74 @@ def save_encoder(
     Args:
         directory: must not exist yet, or be an earlier export, which is replaced.
         config: sizes of the encoder.
-        parameters: with at least `bert.*`; other modules are left out.
+        parameters: those of the encoder that `settings` describe; other modules are left out.
         tokenizer: the encoder's.
-        pooling: `cls` or `mean`.
-        normalize: whether embeddings have length 1.
-        max_length: longest text in tokens, [CLS] and [SEP] included.
+        settings: how texts become embeddings.
     """
+    encoders = {kind: of_kind(parameters, kind) for kind in KINDS} if settings.untie_encoder else {"": parameters}
+    files, weights = {}, {}
+    for folder, of_encoder in encoders.items():
+        own_files, own_weights = _encoder(config, of_encoder, tokenizer, settings)
+        files |= {str(Path(folder, name)): content for name, content in own_files.items()}
+        weights |= {str(Path(folder, name)): tensors for name, tensors in own_weights.items()}
+    _write(directory, files, weights, tokenizer, list(encoders))
+
+
+def _encoder(
+    config: BertConfig,
+    parameters: Mapping[str, np.ndarray],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: EncoderSettings,
+) -> tuple[dict[str, object], dict[str, dict[str, np.ndarray]]]:
+    """Files and weights of one encoder's directory."""
     family = FAMILIES[config.model_type]
-    encoder = {name: value for name, value in parameters.items() if name.startswith("bert.")}
-    tensors = {
-        name.removeprefix(family.prefix): value for name, value in to_huggingface(encoder, config.model_type).items()
-    }
+
+    def module(prefix: str) -> dict[str, np.ndarray]:
+        own = {name: value for name, value in parameters.items() if name.startswith(prefix)}
+        return to_huggingface(own, config.model_type)
+
+    tensors = {name.removeprefix(family.prefix): value for name, value in module("bert.").items()}
     tensors["pooler.dense.weight"] = np.eye(config.hidden_size, dtype=np.float32)
     tensors["pooler.dense.bias"] = np.zeros(config.hidden_size, np.float32)
-    modules = ["Transformer", "Pooling"] + ["Normalize"] * normalize
-    paths = ["", "1_Pooling", "2_Normalize"]
+    weights = {"model.safetensors": tensors}
+    modules = {"Transformer": "", "Pooling": POOLING}
+    if settings.projection:
+        modules["Dense"] = DENSE
+        linear = {f"linear.{name.removeprefix('projection.')}": x for name, x in module("projection.").items()}
+        weights[f"{DENSE}/model.safetensors"] = linear
+    if settings.normalize:
+        modules["Normalize"] = f"{len(modules)}_Normalize"
     files = {
         "config.json": _config_json(config, "Model", tokenizer),
         "modules.json": [
-            {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{module}"}
-            for i, module in enumerate(modules)
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{module}"}
+            for i, (module, path) in enumerate(modules.items())
         ],
-        "1_Pooling/config.json": {
+        f"{POOLING}/config.json": {
             "word_embedding_dimension": config.hidden_size,
-            "pooling_mode_cls_token": pooling == "cls",
-            "pooling_mode_mean_tokens": pooling == "mean",
+            "pooling_mode_cls_token": settings.pooling == "cls",
+            "pooling_mode_mean_tokens": settings.pooling == "mean",
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "sentence_bert_config.json": {"max_seq_length": settings.max_length, "do_lower_case": False},
         "config_sentence_transformers.json": {
             "prompts": {},
             "default_prompt_name": None,
-            "similarity_fn_name": "cosine" if normalize else "dot",
+            "similarity_fn_name": "cosine" if settings.normalize else "dot",
         },
     }
-    _write(directory, files, {"model.safetensors": tensors}, tokenizer)
+    if settings.projection:
+        files[f"{DENSE}/config.json"] = {
+            "in_features": config.hidden_size,
+            "out_features": settings.projection,
+            "bias": True,
+            "activation_function": NO_ACTIVATION,
+        }
+    if settings.lexical_top_k:
+        files[f"{LEXICAL}/config.json"] = {"top_k": settings.lexical_top_k}
+        weights[f"{LEXICAL}/model.safetensors"] = module("head.")
+    return files, weights
 
 
 def save_cross_encoder(
@@ -277,7 +339,7 @@ def save_cross_encoder(
     """
     # One label is a number; Hugging Face knows it as regression.
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
-    activation = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+    activation = {"sentence_transformers": {"activation_fn": NO_ACTIVATION}}
     content = _config_json(config, "ForSequenceClassification", tokenizer) | labels | activation
     limited = copy.deepcopy(tokenizer)
     limited.model_max_length = max_length
@@ -313,22 +375,32 @@ def _write(
     files: Mapping[str, object],
     weights: Mapping[str, Mapping[str, np.ndarray]],
     tokenizer: "PreTrainedTokenizerBase",
+    folders: Sequence[str] = ("",),
 ) -> None:
-    """Writes everything beside `directory` first, so that a failure leaves what was there as it was."""
+    """Writes everything beside `directory` first, so that a failure leaves what was there as it was.
+
+    Args:
+        directory: where to write.
+        files: JSON by name.
+        weights: tensors by name of their file.
+        tokenizer: the model's.
+        folders: of the directory, in which the tokenizer belongs.
+    """
     if directory.exists() and (foreign := _foreign_files(directory)):
         raise InputError(f"{directory} holds {foreign[0]}, which no export wrote; choose another directory")
     temporary = directory.with_name(directory.name + ".incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, content in files.items():
-        (temporary / name).parent.mkdir(exist_ok=True)
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name, tensors in weights.items():
         save_file(dict(tensors), temporary / name, metadata={"format": "pt"})
         (temporary / name).chmod(0o644)
-    tokenizer.save_pretrained(temporary)
-    if isinstance(tokenizer.backend_tokenizer.model, WordPiece):
-        _write_vocabulary(tokenizer, temporary / "vocab.txt")
+    for folder in folders:
+        tokenizer.save_pretrained(temporary / folder)
+        if isinstance(tokenizer.backend_tokenizer.model, WordPiece):
+            _write_vocabulary(tokenizer, temporary / folder / "vocab.txt")
     written = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
     (temporary / EXPORT).write_text(json.dumps({"files": [*written, EXPORT]}, indent=2) + "\n", encoding="utf-8")
     if directory.exists():
@@ -369,12 +441,13 @@ def _transposed(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _current_name(name: str, prefix: str) -> str:
-    """A stored tensor's name as the masked language model and the decoder have it today."""
+    """A stored tensor's name as the masked language model, the decoder and the projection have it today."""
     name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+    name = re.sub(r"^linear\.", "projection.", name)  # as sentence-transformers' Dense calls it
     return prefix + name if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
 
 def _modules(names: list[str]) -> list[str]:
     """The outermost modules that some parameters belong to."""
-    nested = ("bert.", "roberta.", "cls.")
+    nested = ("bert.", "roberta.", "cls.", *(f"{kind}." for kind in KINDS))
     return sorted({".".join(name.split(".")[: 2 if name.startswith(nested) else 1]) for name in names})

@@ -12,19 +12,14 @@ import optax
 from flax import nnx
 
 from retromae_jax import flops
-from retromae_jax.models.bert import Bert, BertConfig, Computation
-from retromae_jax.models.pooling import EncoderSettings, embed, truncate
+from retromae_jax.models import lexical
+from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.models.pooling import EncoderSettings, truncate
+from retromae_jax.models.text_encoder import KINDS, TextEncoder, UntiedEncoders, embedding_width
 from retromae_jax.rows import Rows
 
 # The most scores that are in memory at once: those of a large batch are computed a few queries at a time.
 MOST_SCORES = 2**22
-
-
-class Model(nnx.Module):
-    """The encoder, shared by queries and passages."""
-
-    def __init__(self, config: BertConfig, computation: Computation, rngs: nnx.Rngs):
-        self.bert = Bert(config, computation, rngs)
 
 
 class Relevance(NamedTuple):
@@ -144,7 +139,7 @@ class Contrastive:
 
     Attributes:
         config: sizes of the encoder.
-        settings: pooling and normalization.
+        settings: how texts become embeddings.
         computation: how the encoder is computed.
         temperature: scores are divided by it.
         mask_false_negatives: keep passages that are relevant to a query, but not its positive of this batch, out of
@@ -171,23 +166,38 @@ class Contrastive:
     @classmethod
     def from_config(cls, config: Any, bert: BertConfig, computation: Computation) -> "Contrastive":
         """The objective with the settings that a recipe's config names."""
-        encoder = EncoderSettings(config.pooling, config.normalize, config.passage_max_length)
+        encoder = EncoderSettings(
+            config.pooling,
+            config.normalize,
+            config.passage_max_length,
+            config.projection,
+            config.lexical_top_k,
+            config.untie_encoder,
+        )
         settings = {field.name: config[field.name] for field in dataclasses.fields(cls) if field.kw_only}
         return cls(bert, encoder, computation, **settings)
 
-    def model(self, rngs: nnx.Rngs) -> Model:
+    def model(self, rngs: nnx.Rngs) -> TextEncoder | UntiedEncoders:
         """Builds the model with fresh parameters."""
-        return Model(self.config, self.computation, rngs)
+        kind = UntiedEncoders if self.settings.untie_encoder else TextEncoder
+        return kind(self.config, self.settings, self.computation, rngs)
 
     def flops(self, tokens_N: np.ndarray) -> float:
         """Model FLOPs of a training step on queries and passages of so many tokens; see `retromae_jax.flops`.
 
-        With `cls` pooling the last layer has one query position, [CLS].
+        With `cls` pooling, and no lexical part, the last layer has one query position, [CLS].
         """
-        last = np.ones_like(tokens_N) if self.settings.pooling == "cls" else tokens_N
-        return flops.TRAINING * flops.encoder_flops(self.config, tokens_N, last)
+        settings = self.settings
+        only_first = settings.pooling == "cls" and not settings.lexical_top_k
+        forward = flops.encoder_flops(self.config, tokens_N, np.ones_like(tokens_N) if only_first else tokens_N)
+        forward += 2.0 * len(tokens_N) * self.config.hidden_size * settings.projection
+        if settings.lexical_top_k:
+            forward += flops.head_flops(self.config, tokens_N - 1)
+        return flops.TRAINING * forward
 
-    def loss(self, model: Model, batch: dict, seed: int, axis: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, model: TextEncoder | UntiedEncoders, batch: dict, seed: int, axis: str
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of this device's queries against the passages of all devices on the mapped axis.
 
         Args:
@@ -203,16 +213,31 @@ class Contrastive:
             The mean over this device's queries, and metrics; the batch's are their means over devices.
         """
 
-        def embed_rows(rows: dict[str, jax.Array]) -> jax.Array:
-            rows = Rows.of(rows, seed)
-            return embed(model.bert, rows, self.settings.pooling, self.settings.normalize, rows.dropout())
-
         rows = {name: batch[name] for name in ("token_ids", "lengths", "samples")}
-        embeddings_RxTxD = in_chunks(embed_rows, rows, self.gradient_cache_chunk)
-        texts_QxKxD = embeddings_RxTxD.reshape(-1, self.config.hidden_size)[batch["places"]]
-        queries_QxD, own_QxGxD = texts_QxKxD[:, 0], texts_QxKxD[:, 1:]
+
+        def embed(encoder: TextEncoder) -> jax.Array:
+            """Embeddings of the texts of each query and its group, [Q, 1 + G, E]."""
+
+            def embed_rows(rows: dict[str, jax.Array]) -> jax.Array:
+                rows = Rows.of(rows, seed)
+                return encoder(rows, rows.dropout())
+
+            embeddings_RxTxE = in_chunks(embed_rows, rows, self.gradient_cache_chunk)
+            return embeddings_RxTxE.reshape(-1, embedding_width(self.config, self.settings))[batch["places"]]
+
+        if self.settings.untie_encoder:
+            # Queries and passages share rows, so each encoder reads both.
+            of_query, of_passage = (embed(getattr(model, kind)) for kind in KINDS)
+        else:
+            of_query = of_passage = embed(model)
+        queries_QxD, own_QxGxD = of_query[:, 0], of_passage[:, 1:]
         queries, group = own_QxGxD.shape[:2]
         passages_PxD = jax.lax.all_gather(own_QxGxD.reshape(queries * group, -1), axis, tiled=True)
+        if top_k := self.settings.lexical_top_k:
+            # Only now, because what is gathered, or kept of each chunk of texts, is small.
+            queries_QxD, own_QxGxD, passages_PxD = (
+                lexical.expand(x, top_k, self.config.vocab_size) for x in (queries_QxD, own_QxGxD, passages_PxD)
+            )
         positives_Q = (jax.lax.axis_index(axis) * queries + jnp.arange(queries)) * group
         relevance = None
         if self.mask_false_negatives:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from retromae_jax import flops
+from retromae_jax.models.lexical import highest_logits
 from retromae_jax.objectives.prediction import encode
 from retromae_jax.objectives.retromae import Inputs, Model, RetroMAE, reconstruct
 from retromae_jax.random_bits import Dropout
 from retromae_jax.rows import Rows
-from retromae_jax.vocabulary_max import vocabulary_max
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -69,14 +69,7 @@ def bag_of_words_loss(model: Model, states_RxLxD: jax.Array, texts: Rows, count:
         texts: the clean texts.
         count: texts over which the mean is taken; None for those in the rows.
     """
-    scores_RxTxV = vocabulary_max(
-        model.head(states_RxLxD),
-        texts.text_RxL,
-        texts.is_token_RxL & (texts.position_RxL > 0),
-        model.bert.embeddings.word_embeddings.embedding[...],
-        model.head.bias[...],
-        texts.lengths_RxT.shape[1],
-    )
+    scores_RxTxV = highest_logits(model.bert, model.head, states_RxLxD, texts)
     normalizers_RxT = jax.nn.logsumexp(scores_RxTxV, axis=-1)
     # Each distinct word is counted where it stands first.
     inner_RxL = texts.inner_RxL

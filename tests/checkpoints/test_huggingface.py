@@ -16,9 +16,9 @@ from retromae_jax.checkpoints import huggingface
 from retromae_jax.checkpoints.hub import resolve
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.encoder import Encoder
+from retromae_jax.encoder import Encoder, Encoders
 from retromae_jax.errors import InputError
-from retromae_jax.models import parameters
+from retromae_jax.models import lexical, parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.retromae import RetroMAE
@@ -75,7 +75,7 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
 
     config, _, weights = model
     directory = tmp_path / "exported"
-    huggingface.save_encoder(directory, config, weights, tokenizer, pooling, normalize, max_length=16)
+    huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings(pooling, normalize, 16))
     encoder = Encoder.from_pretrained(str(directory))
     assert encoder.settings == EncoderSettings(pooling, normalize, 16)
     ours = encode_texts(encoder, TEXTS, 16)
@@ -93,6 +93,85 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
     if pooling == "cls":
         np.testing.assert_allclose(output.last_hidden_state[:, 0].numpy(), ours, atol=1e-5)
         np.testing.assert_allclose(output.pooler_output.numpy(), np.tanh(ours), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def projected(model):
+    """Parameters of an encoder with a projection of width 8 beside the pretraining model's."""
+    generator = np.random.default_rng(1)
+    kernel, bias = generator.standard_normal((32, 8), np.float32), generator.standard_normal(8, np.float32)
+    return model[2] | {"projection.kernel": kernel, "projection.bias": bias}
+
+
+def test_untied_encoders_with_projections_are_two_directories_with_equal_vectors(tmp_path, model, projected, tokenizer):
+    import sentence_transformers
+
+    config, _, _ = model
+    encoders = {"query": projected, "passage": {name: value * 0.9 for name, value in projected.items()}}
+    weights = {f"{kind}.{name}": value for kind, own in encoders.items() for name, value in own.items()}
+    settings = EncoderSettings("mean", True, 16, projection=8, untie_encoder=True)
+    directory = tmp_path / "exported"
+    huggingface.save_encoder(directory, config, weights, tokenizer, settings)
+    opened = Encoders.from_pretrained(str(directory))
+    vectors = []
+    for kind, encoder in zip(encoders, opened, strict=True):
+        assert encoder.settings == EncoderSettings("mean", True, 16, projection=8)
+        vectors.append(encode_texts(encoder, TEXTS, 16))
+        theirs = sentence_transformers.SentenceTransformer(str(directory / kind), device="cpu")
+        np.testing.assert_allclose(theirs.encode(TEXTS), vectors[-1], atol=1e-5)
+    assert np.max(np.abs(vectors[0] - vectors[1])) > 1e-3
+
+    source = open_model(str(directory))
+    assert source.settings == settings
+    wanted = {name: value for name, value in weights.items() if ".head." not in name and ".decoder." not in name}
+    loaded, report = source.parameters(wanted)
+    assert report.fresh == []
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(loaded[name], value)
+    with pytest.raises(InputError, match="holds two encoders, for queries and for passages; name one"):
+        Encoder.from_pretrained(str(directory))
+    # One encoder in their place leaves nothing of them behind; and an untied model begins as two of it.
+    huggingface.save_encoder(directory, config, projected, tokenizer, EncoderSettings("cls", False, 16, projection=8))
+    assert not (directory / "query").exists()
+    loaded, report = open_model(str(directory)).parameters(wanted)
+    assert report.fresh == []
+    for name in ("query.projection.kernel", "passage.projection.kernel"):
+        np.testing.assert_array_equal(loaded[name], projected["projection.kernel"])
+
+
+def test_lexical_parts_are_the_masked_language_models_and_dense_parts_open_everywhere(
+    tmp_path, model, projected, tokenizer
+):
+    import sentence_transformers
+
+    config, _, weights = model
+    settings = EncoderSettings("cls", False, 16, projection=8, lexical_top_k=12)
+    huggingface.save_encoder(tmp_path / "exported", config, projected, tokenizer, settings)
+    assert open_model(str(tmp_path / "exported")).has_head()
+    encoder = Encoder.from_pretrained(str(tmp_path / "exported"))
+    assert (encoder.settings, encoder.dimension) == (settings, 8 + 2 * 12)
+    dense, scores, words = lexical.unpack(encode_texts(encoder, TEXTS, 16), 12)
+
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+    np.testing.assert_allclose(theirs.encode(TEXTS), dense, atol=1e-5)
+    huggingface.save_masked_lm(tmp_path / "masked_lm", config, weights, tokenizer)
+    masked_lm = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "masked_lm").eval()
+    inputs = transformers.AutoTokenizer.from_pretrained(tmp_path / "masked_lm")(
+        TEXTS, padding=True, truncation=True, max_length=16, return_tensors="pt"
+    )
+    counted = inputs["attention_mask"].bool()
+    counted[:, 0] = False  # [CLS]
+    with torch.no_grad():
+        logits = masked_lm(**inputs).logits.masked_fill(~counted[:, :, None], -torch.inf)
+        expected, expected_words = torch.log1p(torch.relu(logits.amax(dim=1))).topk(12)
+    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
+    np.testing.assert_array_equal(words, expected_words.numpy())
+
+    with pytest.raises(InputError, match="neither cut to a dimension nor scaled to length 1"):
+        Encoder.from_pretrained(str(tmp_path / "exported"), normalize=True)
+    (tmp_path / "exported" / "lexical" / "config.json").write_text('{"top_k": 0}')
+    with pytest.raises(InputError, match="top_k is 0, not a number of words between 1 and the vocabulary's"):
+        open_model(str(tmp_path / "exported"))
 
 
 @every_model_type
@@ -125,19 +204,19 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path, model, tok
     config, _, weights = model
     directory = tmp_path / "exported"
     for max_length in (16, 32):
-        huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, max_length)
+        huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings("cls", False, max_length))
     assert json.loads((directory / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
     thesis = directory / "more" / "thesis.tex"
     thesis.parent.mkdir()
     thesis.write_text("...")
     with pytest.raises(InputError, match=r"holds more/thesis\.tex, which no export wrote"):
-        huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, 16)
+        huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings("cls", False, 16))
     assert thesis.exists()
     thesis.unlink()
     # Both parts of a pretraining run's export are replaced together.
     huggingface.save_masked_lm(directory / "masked_lm", config, weights, tokenizer)
-    huggingface.save_encoder(directory, config, weights, tokenizer, "cls", False, 16)
+    huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings("cls", False, 16))
     assert not (directory / "masked_lm").exists()
 
 
@@ -201,7 +280,7 @@ def test_layouts_of_other_releases_load(stored, model):
 @pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta"], indirect=True)
 def test_roberta_directories_say_what_the_library_wants_to_know(tmp_path, model, tokenizer):
     config, _, weights = model
-    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, "cls", False, 16)
+    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, EncoderSettings("cls", False, 16))
     stored = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert [stored[f"{name}_token_id"] for name in ("bos", "pad", "eos")] == [0, 1, 2]
     assert stored["architectures"] == [f"{huggingface.FAMILIES[config.model_type].classes}Model"]
@@ -225,12 +304,26 @@ def test_pickled_weights_are_refused_with_a_remedy_that_works(stored, model):
 
 def test_modules_that_would_change_the_vectors_are_refused(tmp_path, model, tokenizer):
     config, _, weights = model
-    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, "cls", False, 16)
+    huggingface.save_encoder(tmp_path / "exported", config, weights, tokenizer, EncoderSettings("cls", True, 16))
     path = tmp_path / "exported" / "modules.json"
-    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
-    path.write_text(json.dumps([*json.loads(path.read_text()), dense]))
-    with pytest.raises(InputError, match="the modules Dense are not supported"):
-        open_model(str(tmp_path / "exported"))
+    modules = json.loads(path.read_text())
+    for added, message in (
+        ("Dense", "the modules Transformer, Pooling, Normalize, Dense follow each other in another order"),
+        ("Normalize", "each at most once"),
+        ("LSTM", "the modules LSTM are not supported"),
+    ):
+        module = {"idx": 3, "name": "3", "path": f"3_{added}", "type": f"sentence_transformers.models.{added}"}
+        path.write_text(json.dumps([*modules, module]))
+        with pytest.raises(InputError, match=message):
+            open_model(str(tmp_path / "exported"))
+    # Without a word about its activation, a Dense module has tanh.
+    path.write_text(json.dumps([*modules[:2], module | {"path": "2_Dense", "type": "sentence_transformers.Dense"}]))
+    (tmp_path / "exported" / "2_Dense").mkdir()
+    linear = {"in_features": 32, "out_features": 8, "bias": True}
+    for dense in (linear, linear | {"bias": False, "activation_function": huggingface.NO_ACTIVATION}):
+        (tmp_path / "exported" / "2_Dense" / "config.json").write_text(json.dumps(dense))
+        with pytest.raises(InputError, match="only a linear layer of 32 inputs with a bias and without activation"):
+            open_model(str(tmp_path / "exported"))
 
 
 def test_a_model_without_tokenizer_files_is_refused(stored):

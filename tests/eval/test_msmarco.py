@@ -9,6 +9,7 @@ import pytest
 
 import eval.msmarco
 from eval.msmarco import main
+from retromae_jax.models.pooling import EncoderSettings
 
 VOCABULARY = ["cats", "purr", "dogs", "bark", "apples", "fall", "fruit", "pets"]
 
@@ -18,8 +19,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Word counts in place of a model; records what was asked for."""
     calls = []
 
-    class Encoder:
+    class WordCounts:
         dimension, max_length = len(VOCABULARY), 24
+        settings = EncoderSettings("mean", False, max_length)
+
+    class Encoders:
+        query = passage = WordCounts()
 
         @classmethod
         def from_pretrained(cls, model, pooling=None, normalize=None, compute_dtype="float32", dimension=None):
@@ -32,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         return np.array([[text.split().count(word) for word in VOCABULARY] for text in texts], np.float32)
 
     monkeypatch.setattr(eval.msmarco, "open_model", lambda model: None)
-    monkeypatch.setattr(eval.msmarco, "Encoder", Encoder)
+    monkeypatch.setattr(eval.msmarco, "Encoders", Encoders)
     monkeypatch.setattr(eval.msmarco, "encode_on_all_hosts", encode)
     return calls
 

@@ -14,7 +14,8 @@ from retromae_jax.checkpoints import huggingface
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Bert, BertConfig, Computation
-from retromae_jax.objectives import contrastive
+from retromae_jax.models.pooling import EncoderSettings
+from retromae_jax.models.text_encoder import TextEncoder
 from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.rows import take
 from tests.small import CONFIG, assert_same
@@ -67,7 +68,8 @@ def test_random_weights_give_the_states_and_logits_of_pytorch(batch, model_type,
 def test_a_real_checkpoint_gives_the_states_of_pytorch(minilm_directory, batch):
     theirs = transformers.BertModel.from_pretrained(minilm_directory).eval()
     config = BertConfig.from_huggingface(huggingface.read_config(minilm_directory), "minilm")
-    graph, shapes = parameters.structure(lambda rngs: contrastive.Model(config, Computation(), rngs))
+    settings = EncoderSettings("mean", True, 128)
+    graph, shapes = parameters.structure(lambda rngs: TextEncoder(config, settings, Computation(), rngs))
     tensors = load_file(minilm_directory / "model.safetensors")
     loaded, report = huggingface.from_huggingface(tensors, shapes, "minilm")
     assert not report.fresh

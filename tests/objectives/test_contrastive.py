@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -19,6 +20,7 @@ from retromae_jax.training import finetuning_step
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 QUERIES, GROUP, LENGTH = 16, 2, 7
+TIED = EncoderSettings("cls", True, LENGTH)
 
 
 def test_accuracy_counts_positives_on_top():
@@ -112,15 +114,15 @@ OPTIMIZER = optax.sgd(0.5)  # proportional to the gradients, unlike Adam
 
 
 @functools.cache
-def weights_of(config):
+def weights_of(config, settings):
     """Fresh parameters in host memory: a training step uses up what is on its devices."""
-    return jax.device_get(parameters.initialize(Contrastive(config, EncoderSettings("cls", True, 32)).model, seed=0))
+    return jax.device_get(parameters.initialize(Contrastive(config, settings).model, seed=0))
 
 
 def step_of(objective, devices):
     """A step on the first devices, and the state before it."""
     graph, _ = parameters.structure(objective.model)
-    weights = weights_of(objective.config)
+    weights = weights_of(objective.config, objective.settings)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.DATA,))
     state = TrainState(np.int32(0), weights, OPTIMIZER.init(weights))
     step = finetuning_step(objective, graph, OPTIMIZER, seed=0, devices=jax.devices()[:devices])
@@ -128,9 +130,9 @@ def step_of(objective, devices):
 
 
 @functools.cache
-def trained(devices, steps=3, texts_per_row=1, pooling="cls", **settings):
+def trained(devices, steps=3, texts_per_row=1, encoder=TIED, temperature=0.1, **settings):
     """Losses of some steps on one batch, and the parameters after them."""
-    objective = Distillation(CONFIG, EncoderSettings(pooling, True, LENGTH), temperature=0.1, **settings)
+    objective = Distillation(CONFIG, encoder, temperature=temperature, **settings)
     step, state = step_of(objective, devices)
     batch, losses = random_batch(devices, texts_per_row=texts_per_row), []
     for _ in range(steps):
@@ -145,12 +147,35 @@ def test_devices_rows_and_chunks_change_nothing(pooling, devices, chunk):
 
     On one device there are 48 texts in about 12 rows; chunks of 5 leave them in parts of 4, the last filled up.
     """
-    expected = trained(8, pooling=pooling)
-    found = trained(devices, pooling=pooling, texts_per_row=4, gradient_cache_chunk=chunk)
+    encoder = dataclasses.replace(TIED, pooling=pooling)
+    expected = trained(8, encoder=encoder)
+    found = trained(devices, encoder=encoder, texts_per_row=4, gradient_cache_chunk=chunk)
     assert expected[0][2] < expected[0][0]
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for name, value in expected[1].items():
         np.testing.assert_allclose(found[1][name], value, atol=1e-5, err_msg=name)
+
+
+def test_untied_encoders_with_lexical_parts_begin_alike_and_learn_apart():
+    """Their step, too, is the same on any number of devices and in chunks."""
+    tied = EncoderSettings("cls", False, LENGTH, projection=6, lexical_top_k=5)
+    untied = dataclasses.replace(tied, untie_encoder=True)
+    # Scores are larger than of embeddings of length 1.
+    (first,), _ = trained(8, steps=1, encoder=tied, temperature=2.0)
+    expected = trained(8, encoder=untied, temperature=2.0)
+    found = trained(1, encoder=untied, temperature=2.0, texts_per_row=4, gradient_cache_chunk=5)
+    assert expected[0][0] == pytest.approx(first, rel=1e-5)
+    assert expected[0][2] < expected[0][0]
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(found[1][name], value, atol=1e-5, err_msg=name)
+    start = weights_of(CONFIG, untied)
+    for module in ("bert.layers.0.attention.value.kernel", "projection.kernel", "head.transform.kernel", "head.bias"):
+        query, passage = f"query.{module}", f"passage.{module}"
+        np.testing.assert_array_equal(start[query], start[passage])
+        for name in (query, passage):
+            assert np.max(np.abs(expected[1][name] - start[name])) > 1e-5, name
+        assert np.max(np.abs(expected[1][query] - expected[1][passage])) > 1e-5
 
 
 def test_false_negatives_are_masked_by_default():

@@ -89,7 +89,7 @@ def test_help_lists_every_key_with_its_default_and_meaning(argv, status, capsys)
 
 def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
     pretraining = ("wiki", "msmarco_pretrain", "dupmae", "masked_lm", "condenser", "cocondenser", "demo")
-    finetuning = ("msmarco", "msmarco_distill", "beir", "demo_finetune", "stages_finetune")
+    finetuning = ("msmarco", "msmarco_distill", "msmarco_dupmae", "beir", "demo_finetune", "stages_finetune")
     for recipe, keys in {
         **dict.fromkeys(pretraining, defaults.PRETRAINING),
         **dict.fromkeys(finetuning, defaults.FINETUNING),

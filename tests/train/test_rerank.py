@@ -19,7 +19,8 @@ from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
-from retromae_jax.objectives import contrastive
+from retromae_jax.models.pooling import EncoderSettings
+from retromae_jax.models.text_encoder import TextEncoder
 from retromae_jax.objectives.reranking import Reranking
 from train.export import export
 from train.rerank import rerank
@@ -48,9 +49,10 @@ def encoder(minilm_directory, tmp_path_factory):
     """A small random encoder's directory."""
     tokenizer = load_tokenizer(str(minilm_directory))
     bert = BertConfig(len(tokenizer), 32, 2, 2, 64)
-    weights = parameters.initialize(lambda rngs: contrastive.Model(bert, Computation(), rngs), seed=1)
+    settings = EncoderSettings("cls", False, 64)
+    weights = parameters.initialize(lambda rngs: TextEncoder(bert, settings, Computation(), rngs), seed=1)
     directory = tmp_path_factory.mktemp("encoder") / "encoder"
-    huggingface.save_encoder(directory, bert, weights, tokenizer, "cls", False, 64)
+    huggingface.save_encoder(directory, bert, weights, tokenizer, settings)
     return directory
 
 

@@ -19,16 +19,20 @@ from configs import (
     masked_lm,
     msmarco,
     msmarco_distill,
+    msmarco_dupmae,
     msmarco_pretrain,
     wiki,
 )
+from eval import mine
+from eval import msmarco as measured
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.retrieval import load_collection
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.encoder import Encoder
+from retromae_jax.encoder import Encoder, Encoders
 from retromae_jax.errors import InputError
+from retromae_jax.models import lexical
 from retromae_jax.models.bert import Computation
 from retromae_jax.retrieval.encode import encode_texts
 from retromae_jax.training import pretraining_step
@@ -48,7 +52,7 @@ PRETRAINING = {
     condenser: "condenser_head, head",
     cocondenser: "condenser_head, head",
 }
-FINETUNING = (msmarco, msmarco_distill, demo_finetune)
+FINETUNING = (msmarco, msmarco_distill, msmarco_dupmae, demo_finetune)
 RECIPES = {recipe.__name__.split(".")[-1]: recipe for recipe in (*PRETRAINING, demo, *FINETUNING)}
 
 
@@ -351,6 +355,70 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
     assert "temperature 0.0 is not above 0" in str(error.value)
     assert "matryoshka_dims 33 is not a number between 1 and the model's hidden_size 32" in str(error.value)
     assert "group_size 1 is too small to learn from teacher_scores" in str(error.value)
+
+
+def test_untied_lexical_embeddings_are_trained_resumed_exported_and_searched(pretrained, tmp_path, capsys):
+    """DupMAE's embeddings, here also with an encoder each for queries and passages."""
+    steps = {"num_steps": 2, "log_every": 1, "checkpoint_every": 1, "untie_encoder": True, "gradient_cache_chunk": 1}
+    config = tiny("msmarco_dupmae", init=str(pretrained), workdir=str(tmp_path / "run"), **steps)
+    finetune(config)
+    assert "start fresh: passage.projection, query.projection" in capsys.readouterr().err
+    expected = parameters_of(tmp_path / "run", step=2)
+    assert {name.partition(".")[0] for name in expected} == {"query", "passage"}
+    table = "bert.embeddings.word_embeddings.embedding"
+    assert np.max(np.abs(expected[f"query.{table}"] - expected[f"passage.{table}"])) > 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    finetune(config)
+    assert_same(parameters_of(tmp_path / "run", step=2), expected)
+
+    export(str(tmp_path / "run"), tmp_path / "exported")
+    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["export.json", "passage", "query"]
+    texts = ["An encoder.", "Something else entirely"]
+    for kind in ("query", "passage"):
+        from_run = getattr(Encoders.from_pretrained(str(tmp_path / "run")), kind)
+        from_export = Encoder.from_pretrained(str(tmp_path / "exported" / kind))
+        assert from_run.dimension == 16 + 2 * 16
+        np.testing.assert_array_equal(encode_texts(from_run, texts, 16), encode_texts(from_export, texts, 16))
+    # The next round begins with both encoders as they are.
+    for source in (open_model(str(tmp_path / "run")), open_model(str(tmp_path / "exported"))):
+        assert source.has_head()
+        loaded, report = source.parameters(expected)
+        assert_same({name: np.asarray(value) for name, value in loaded.items()}, expected)
+        assert report.fresh == []
+
+    collection = tmp_path / "animals"
+    collection.mkdir()
+    (collection / "collection.tsv").write_text("a\tcats purr\nb\tdogs bark\nc\tapples fall\n")
+    (collection / "queries.dev.tsv").write_text("q\tdo cats purr\nr\tdo apples fall\n")
+    (collection / "qrels.dev.tsv").write_text("q\t0\ta\t1\nr\t0\tc\t1\n")
+    model = f"--model {tmp_path / 'exported'} --collection {collection} --split dev --batch-size 8"
+    measured.main(f"{model} --output {tmp_path / 'scores'}".split())
+    assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["settings"]["lexical_top_k"] == 16
+    lines = map(str.split, (tmp_path / "scores" / "run.trec").read_text().splitlines())
+    found = {(query, passage): float(score) for query, _, passage, _, score, _ in lines}
+    assert len(found) == 6
+    query, passage = (
+        np.asarray(lexical.expand(jnp.asarray(encode_texts(encoder, [text], 32)), 16, 30522))
+        for encoder, text in zip(
+            Encoders.from_pretrained(str(tmp_path / "exported")), ("do cats purr", "dogs bark"), strict=True
+        )
+    )
+    assert found["q", "b"] == pytest.approx(float(query[0] @ passage[0]), rel=1e-5)
+    mine.main(f"{model} --output {tmp_path / 'negatives.tsv'} --from-rank 1".split())
+    assert len((tmp_path / "negatives.tsv").read_text().splitlines()) == 2
+
+
+def test_lexical_embeddings_want_a_model_with_a_head_and_settings_that_fit(pretrained, tmp_path):
+    export(str(pretrained), tmp_path / "exported")
+    settings = {"init": str(tmp_path / "exported"), "workdir": str(tmp_path / "never")}
+    with pytest.raises(InputError, match=r"masked-language-model head, which .*exported has not; start from a pretra"):
+        finetune(tiny("msmarco_dupmae", **settings))
+    with pytest.raises(InputError, match="lexical_top_k goes neither with normalize nor with matryoshka_dims"):
+        finetune(tiny("msmarco_dupmae", normalize=True, **settings))
+    with pytest.raises(InputError, match="lexical_top_k 30523 is more than the model's 30,522 words"):
+        finetune(tiny("msmarco_dupmae", lexical_top_k=30523, **settings))
+    with pytest.raises(InputError, match="matryoshka_dims 9 is not a number between 1 and projection 8"):
+        finetune(tiny("msmarco", projection=8, matryoshka_dims=(9,), **settings))
 
 
 @pytest.mark.long
