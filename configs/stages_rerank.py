@@ -2,8 +2,7 @@
 
     make stages DATA=data/collection
 
-It learns from the negatives that the fine-tuned encoder mined. Minutes on 2 cores. docs/results.md has the table to
-expect.
+It learns from the negatives that the fine-tuned encoder mined. Minutes on 2 cores.
 """
 
 from ml_collections import ConfigDict

@@ -50,6 +50,7 @@ def negatives_of(path):
     return {query: ids.split(",") for query, ids in (line.split("\t") for line in path.read_text().splitlines())}
 
 
+@pytest.mark.long
 def test_from_text_to_a_distilled_encoder_and_a_cross_encoder(run):
     steps = {"num_steps": 2, "log_every": 1, "checkpoint_every": 2}
     on_collection = ("--collection", "build/demo/collection")
