@@ -24,7 +24,7 @@ help:
 	@echo "make test-long  the proofs that take minutes each"
 	@echo "make benchmark  speed and memory beside PyTorch, on the texts in DATA; needs a quiet machine"
 	@echo "make stages     from text to a distilled encoder and a cross-encoder, on the collection in DATA"
-	@echo "make scaling    what the recipes need of TPUs, by compiling for them; about 20 minutes"
+	@echo "make scaling    what the recipes need of TPUs, by compiling for them; about 40 minutes"
 	@echo "make format     formats the code and mends what the linter can"
 	@echo "make clean      removes the environment and what the demo made"
 

@@ -57,7 +57,7 @@ CASES = [
     Case("msmarco_pretrain", "v5e:4x4", 64),
     Case("msmarco", "v5e:2x2", 32),
     Case("rerank", "v5e:2x2", 8),
-    # Larger models, and how many rows of theirs fit only if the parameters are split.
+    # Larger models, whole on each chip and split.
     Case("wiki", "v5e:4x4", 16, LARGE),
     *(Case("wiki", "v5e:4x4", 40, LARGE, options) for options in ((), ("fsdp=8",))),
     *(Case("wiki", "v5e:4x4", 32, MULTILINGUAL_LARGE, options) for options in ((), ("fsdp=8",))),
@@ -91,6 +91,7 @@ def needs(case: Case, report: dict) -> dict:
         "chips": f"{report['chips']} of {case.topology}",
         "texts": case.texts,
         "GiB": f"{report['peak_memory'] / 2**30:.1f} of {report['memory_of_chip'] / 2**30:.0f}",
+        "state GiB": f"{report['arguments'] / 2**30:.1f}" if "arguments" in report else "-",
         "fits": "yes" if report["fits"] else "NO",
         "model TFLOP": f"{report['model_flops_per_chip'] / 1e12:.2f}",
     }
