@@ -18,7 +18,7 @@ TEXTS = [
     "the liver cleans blood",
     "bones carry the body and its muscle",
 ]
-QUERIES = ["what pumps blood", "whale heart", "which muscle is weakened", "where does oxygen go", "what cleans blood"]
+QUERIES = ["what pumps blood", "whale heart", "what muscle of the heart", "the oxygen of the air", "what cleans blood"]
 
 
 @pytest.fixture
