@@ -139,7 +139,7 @@ FINETUNING = {
     ),
     "batch_size": (128, "queries in one optimizer step, over all devices"),
     "shape_buckets": (
-        16,
+        64,
         "number of shapes (numbers of rows, which short texts share) that batches are padded to; each that occurs is "
         "compiled once",
     ),

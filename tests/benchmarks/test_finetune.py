@@ -14,17 +14,11 @@ TEXTS = [
     "the heart pumps blood through the body",
     "the heart of a whale pumps slowly",
     "cardiomyopathy weakens the muscle of the heart",
-    "lungs take gas from the air to the blood",
+    "lungs take oxygen from the air to the blood",
     "the liver cleans blood",
     "bones carry the body and its muscle",
 ]
-QUERIES = [
-    "what pumps blood",
-    "whale heart",
-    "which muscle in a body is weakened",
-    "which gas goes into blood",
-    "what cleans blood",
-]
+QUERIES = ["what pumps blood", "whale heart", "what muscle of the heart", "the oxygen of the air", "what cleans blood"]
 
 
 @pytest.fixture
@@ -56,8 +50,8 @@ def test_each_query_has_its_passage_and_what_else_bm25_finds(data):
 def test_missing_collections_are_named(data):
     with pytest.raises(InputError, match=r"medquad: the collection does not exist; --data DIR"):
         load_groups("medquad", data, 1, 2, seed=0)
-    with pytest.raises(InputError, match="no query has 5 passages that share a word"):
-        load_groups("squad_dev", data, 1, 6, seed=0)
+    with pytest.raises(InputError, match="no query has 6 passages that share a word"):
+        load_groups("squad_dev", data, 1, 7, seed=0)
 
 
 def test_more_threads_than_cores_are_refused(data, capsys):
