@@ -357,6 +357,7 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
     assert "group_size 1 is too small to learn from teacher_scores" in str(error.value)
 
 
+@pytest.mark.long
 def test_untied_lexical_embeddings_are_trained_resumed_exported_and_searched(pretrained, tmp_path, capsys):
     """DupMAE's embeddings, here also with an encoder each for queries and passages."""
     steps = {"num_steps": 2, "log_every": 1, "checkpoint_every": 1, "untie_encoder": True, "gradient_cache_chunk": 1}
