@@ -174,7 +174,7 @@ BROKEN = {
         (b'[{"path": ""}]', " .* is no type and directory of a module; fetch"),
         (b'[{"type": "Transformer", "path": "../other"}]', " .* is no type and directory of a module; fetch"),
         (b'[{"type": "Transformer", "path": "/etc"}]', " .* is no type and directory of a module; fetch"),
-        (b'[{"type": "x.Dense", "path": ""}]', " the modules Dense are not supported"),
+        (b'[{"type": "x.Dropout", "path": ""}]', " the modules Dropout are not supported"),
     ],
     ("model", "config.json"): [
         (b"[]", " a JSON list where a dict is expected; fetch"),
