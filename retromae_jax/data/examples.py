@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from retromae_jax.data.retrieval import BadLineError, Lines, Passage, encodable, json_object
+from retromae_jax.data.lines import BadLineError, Lines, encodable, json_object
+from retromae_jax.data.retrieval import Passage
 from retromae_jax.errors import shown
 
 REMEDY = "mend or remove the line"

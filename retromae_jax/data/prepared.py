@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from retromae_jax.data.blocks import TokenLists
-from retromae_jax.data.retrieval import Collection, Lines, Qrels, check_unique, indices_of
+from retromae_jax.data.lines import Lines, check_unique
+from retromae_jax.data.qrels import Qrels
+from retromae_jax.data.retrieval import Collection, indices_of
 from retromae_jax.errors import InputError, one_line, shown
 
 COLUMN = "input_ids"

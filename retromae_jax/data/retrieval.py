@@ -14,26 +14,19 @@ Passages stay in their file: it is memory-mapped, and only ids and line position
 millions of passages can be read in any order. A `.gz` file is unpacked into a temporary file first.
 """
 
-import contextlib
 import dataclasses
-import gzip
-import json
-import mmap
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retromae_jax.data.lines import BadLineError, Lines, check_unique, checked_id, columns, encodable, json_object
+from retromae_jax.data.qrels import Qrels, read_judgements
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
-
-Parsed = TypeVar("Parsed")
-Qrels = dict[str, dict[str, int]]
 
 BEIR_PASSAGES = "corpus.jsonl"
 BEIR_QUERIES = "queries.jsonl"
@@ -44,7 +37,6 @@ TREC_DL = {
     "dl20": ("2020qrels-pass.txt", "msmarco-test2020-queries.tsv"),
 }
 
-BYTES_AT_ONCE = 2**26
 PASSAGES_AT_ONCE = 2**16
 NEGATIVE_LISTS_AT_ONCE = 2**16
 
@@ -96,7 +88,7 @@ def load_collection(directory: str | Path, split: str) -> Collection:
     """
     directory = Path(directory)
     files = _locate(directory, split)
-    judgements = _read_judgements(files.qrels, has_header=files.is_beir)
+    judgements = read_judgements(files.qrels, has_header=files.is_beir)
     queries = _read_queries(files.queries, is_json=files.is_beir)
     judgements.check_known("query", [query in queries for query in judgements.queries], files.queries)
     passages = load_passages(directory)
@@ -124,7 +116,7 @@ class Passages(Sequence[Passage]):
         is_titled: whether any has a title.
     """
 
-    def __init__(self, lines: "Lines", parse: Callable[[str], tuple[str, str, str]]):
+    def __init__(self, lines: Lines, parse: Callable[[str], tuple[str, str, str]]):
         self.path, self._lines, self._parse = lines.path, lines, parse
         self._title_lines: Lines | None = None
         self.is_titled = False
@@ -173,7 +165,7 @@ class Passages(Sequence[Passage]):
         """
         return PassageTexts(self, titles, separator)
 
-    def join_titles(self, lines: "Lines") -> None:
+    def join_titles(self, lines: Lines) -> None:
         """Takes the titles from lines `pid TAB title`; a passage without a line there has none."""
         ids = pa.array([lines.parsed(row, _id_and_text)[0] for row in range(len(lines))], pa.large_string())
         check_unique(ids, lines.path)
@@ -284,7 +276,7 @@ def read_negatives(
 
 
 def _read_negatives(
-    lines: "Lines", query_indices: Mapping[str, int], passages: Passages, depth: int
+    lines: Lines, query_indices: Mapping[str, int], passages: Passages, depth: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     known = 0
     with Progress(f"read {lines.path.name}", len(lines), "lines") as progress:
@@ -395,136 +387,12 @@ def _missing(directory: Path, what: str, names: Sequence[str]) -> InputError:
     )
 
 
-class BadLineError(ValueError):
-    """What is wrong with a line and the remedy; where the line stands is added by `Lines.parsed`."""
-
-
-class Lines(Sequence[str]):
-    """The lines of a UTF-8 text file, memory-mapped, without line ends and byte order mark.
-
-    Blank lines at the end do not count.
-
-    Raises:
-        InputError: if the file is missing, empty or damaged.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._bytes = _mapped(path)
-        ends = _newlines(self._bytes)
-        if self._bytes[-1:] != b"\n":
-            ends = np.append(ends, len(self._bytes))
-        self._starts, self._ends = np.concatenate([[0], ends[:-1] + 1]), ends
-        if self._bytes[:3] == b"\xef\xbb\xbf":
-            self._starts[0] = 3
-        count = len(ends)
-        while count and not self._bytes[self._starts[count - 1] : self._ends[count - 1]].strip():
-            count -= 1
-        if count == 0:
-            raise InputError(f"{path}: the file is empty; fetch or make it again")
-        self._starts, self._ends = self._starts[:count], self._ends[:count]
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        index = range(len(self))[index]
-        line = self._bytes[self._starts[index] : self._ends[index]]
-        try:
-            return line.decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{self.path}:{index + 1}: byte {error.start + 1} of the line is not UTF-8; mend the line, or convert "
-                "the file with iconv"
-            ) from None
-
-    def parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
-        """What `parse` makes of a line; its `BadLineError` becomes an InputError that names file and line."""
-        line = self[index]
-        try:
-            return parse(line)
-        except BadLineError as problem:
-            raise InputError(f"{self.path}:{index + 1}: {problem}") from None
-
-
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    try:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(path.open("rb"))
-            if path.suffix == ".gz":
-                file = stack.enter_context(_unpacked(path, file))
-            is_empty = file.seek(0, 2) == 0
-            # The map outlives the open file.
-            return b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}; mend its name or its rights") from error
-
-
-def _unpacked(path: Path, packed: IO[bytes]) -> IO[bytes]:
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
-    lines = 0
-    with gzip.open(packed) as stream:
-        while True:
-            try:
-                chunk = stream.read(BYTES_AT_ONCE)
-            except (EOFError, OSError, zlib.error) as error:
-                unpacked.close()
-                raise InputError(
-                    f"{path}:{lines + 1}: cannot be unpacked any further: {error}; it may be cut short or damaged: "
-                    "fetch it again"
-                ) from error
-            if not chunk:
-                break
-            lines += chunk.count(b"\n")
-            try:
-                unpacked.write(chunk)
-            except OSError as error:
-                raise InputError(
-                    f"{path}: no room to unpack it in {tempfile.gettempdir()}: {error.strerror}; unpack it yourself or "
-                    "set TMPDIR"
-                ) from error
-    unpacked.flush()
-    return unpacked
-
-
-def _newlines(content: mmap.mmap | bytes) -> np.ndarray:
-    every = np.frombuffer(content, np.uint8)
-    found = [
-        start + np.flatnonzero(every[start : start + BYTES_AT_ONCE] == ord("\n"))
-        for start in range(0, len(every), BYTES_AT_ONCE)
-    ]
-    return np.concatenate([np.empty(0, np.int64), *found])
-
-
 # Lines.
 
 
-def _columns(line: str, names: tuple[str, ...]) -> list[str]:
-    fields = line.split("\t")
-    if len(fields) != len(names):
-        raise BadLineError(
-            f"{_counted(len(fields), 'field')} where {len(names)} are expected, {' TAB '.join(names)}; mend the line "
-            "(a text must not hold tabs)"
-        )
-    return fields
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _checked_id(value: str) -> str:
-    # Runs and qrels in TREC's format have fields between white space.
-    if value.split() != [value]:
-        raise BadLineError(
-            f"the id {shown(value)} is empty or has white space in it; give the passage or query another one"
-        )
-    return value
-
-
 def _id_and_text(line: str) -> tuple[str, str]:
-    identifier, text = _columns(line, ("id", "text"))
-    return _checked_id(identifier), text
+    identifier, text = columns(line, ("id", "text"))
+    return checked_id(identifier), text
 
 
 def _passage_without_title(line: str) -> tuple[str, str, str]:
@@ -533,24 +401,13 @@ def _passage_without_title(line: str) -> tuple[str, str, str]:
 
 
 def _id_title_and_text(line: str) -> tuple[str, str, str]:
-    identifier, title, text = _columns(line, ("id", "title", "text"))
-    return _checked_id(identifier), title, text
+    identifier, title, text = columns(line, ("id", "title", "text"))
+    return checked_id(identifier), title, text
 
 
 def _query_and_negatives(line: str) -> tuple[str, str]:
-    query, negatives = _columns(line, ("query-id", "passage-id,passage-id,..."))
+    query, negatives = columns(line, ("query-id", "passage-id,passage-id,..."))
     return query, negatives.strip()
-
-
-def json_object(line: str) -> dict:
-    """The object that a line of JSON holds; raises a BadLineError."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadLineError(f"no valid JSON: {error}; mend or remove the line") from None
-    if not isinstance(record, dict):
-        raise BadLineError(f"a JSON {type(record).__name__} where an object is expected; write one object a line")
-    return record
 
 
 def _json_id(record: dict) -> str:
@@ -559,7 +416,7 @@ def _json_id(record: dict) -> str:
         identifier = str(identifier)
     if not isinstance(identifier, str):
         raise BadLineError(f"no text under the key '_id', but the keys {shown(list(record))}; mend the line")
-    return _checked_id(encodable(identifier, "_id"))
+    return checked_id(encodable(identifier, "_id"))
 
 
 def _json_text(record: dict, key: str) -> str:
@@ -567,17 +424,6 @@ def _json_text(record: dict, key: str) -> str:
     if not isinstance(text, str):
         raise BadLineError(f"no text under the key {key!r}, but the keys {shown(list(record))}; mend the line")
     return encodable(text, key)
-
-
-def encodable(text: str, key: str) -> str:
-    """The text under a key, if it can be written again as UTF-8; raises a BadLineError."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadLineError(
-            f"{key!r} holds half of a surrogate pair at character {error.start + 1}; mend or remove the line"
-        ) from None
-    return text
 
 
 def _passage_from_json(line: str) -> tuple[str, str, str]:
@@ -603,98 +449,3 @@ def _read_queries(path: Path, is_json: bool) -> dict[str, str]:
     if len(queries) < len(lines):
         check_unique(pa.array([lines.parsed(row, parse)[0] for row in range(len(lines))]), path)
     return queries
-
-
-def check_unique(ids: pa.Array, path: Path) -> None:
-    """Raises an InputError if one of the ids, which stand on successive lines of a file, stands there twice."""
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return
-    numbers = ids.dictionary_encode().indices.to_numpy()
-    _, firsts, inverse = np.unique(numbers, return_index=True, return_inverse=True)
-    row = int(np.argmax(firsts[inverse] != np.arange(len(ids))))
-    raise InputError(
-        f"{path}:{row + 1}: the id {shown(ids[row].as_py())} stands on line {firsts[inverse[row]] + 1} already; remove "
-        "one or give it another id"
-    )
-
-
-# Judgements.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Judgements:
-    """The columns of a qrels file, one entry a line from line `first_line` on."""
-
-    path: Path
-    first_line: int
-    queries: list[str]
-    passages: list[str]
-    grades: list[int]
-
-    def check_known(self, kind: str, is_known: Sequence[bool] | np.ndarray, path: Path) -> None:
-        ids = self.queries if kind == "query" else self.passages
-        unknown = np.flatnonzero(~np.asarray(is_known, bool))
-        if len(unknown) == 0:
-            return
-        named = ", ".join(f"{shown(ids[row])} (line {row + self.first_line})" for row in unknown[:3])
-        raise InputError(
-            f"{self.path}: {_counted(len(unknown), 'line')} of {len(ids):,} have a {kind} that {path} lacks: {named}"
-            f"{', ...' if len(unknown) > 3 else ''}; take both files from one release"
-        )
-
-    def qrels(self) -> Qrels:
-        qrels: Qrels = {}
-        for row, (query, passage, grade) in enumerate(zip(self.queries, self.passages, self.grades, strict=True)):
-            if qrels.setdefault(query, {}).setdefault(passage, grade) != grade:
-                raise InputError(
-                    f"{self.path}:{row + self.first_line}: query {shown(query)} and passage {shown(passage)} were "
-                    f"judged {qrels[query][passage]} on an earlier line; remove one of the two"
-                )
-        return qrels
-
-
-def _read_judgements(path: Path, has_header: bool) -> _Judgements:
-    lines = Lines(path)
-    if has_header:
-        fields = lines[0].split("\t")
-        if len(fields) == 3 and _is_integer(fields[2]):
-            raise InputError(
-                f"{path}:1: the header is missing; put `query-id TAB corpus-id TAB score` before this line"
-            )
-        parse, start = _judgement_of_beir, 1
-    else:
-        parse, start = _judgement_of_trec, 0
-    rows = [lines.parsed(row, parse) for row in range(start, len(lines))]
-    if not rows:
-        raise InputError(f"{path}: there is no judgement in it; fetch or make it again")
-    queries, passages, grades = map(list, zip(*rows, strict=True))
-    return _Judgements(path, start + 1, queries, passages, grades)
-
-
-def _is_integer(field: str) -> bool:
-    try:
-        int(field)
-    except ValueError:
-        return False
-    return True
-
-
-def _judgement_of_beir(line: str) -> tuple[str, str, int]:
-    query, passage, grade = _columns(line, ("query-id", "corpus-id", "score"))
-    return query, passage, _grade(grade)
-
-
-def _judgement_of_trec(line: str) -> tuple[str, str, int]:
-    fields = line.split()
-    if len(fields) != 4:
-        raise BadLineError(
-            f"{_counted(len(fields), 'field')} where 4 are expected, `query-id 0 passage-id grade`; mend the line"
-        )
-    query, _, passage, grade = fields
-    return query, passage, _grade(grade)
-
-
-def _grade(field: str) -> int:
-    if not _is_integer(field):
-        raise BadLineError(f"the grade {shown(field)} is no integer; mend the line, or remove it if it is a header")
-    return int(field)

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from retromae_jax.data.retrieval import Lines, Passages
+from retromae_jax.data.lines import Lines
+from retromae_jax.data.retrieval import Passages
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
 

@@ -15,7 +15,7 @@ from statistics import NormalDist, fmean, stdev
 
 import ir_measures
 
-from retromae_jax.data.retrieval import Qrels
+from retromae_jax.data.qrels import Qrels
 from retromae_jax.errors import InputError
 from retromae_jax.logging import Progress
 from retromae_jax.retrieval.runs import Run, ranking
