@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pooling = "mean"
     config.normalize = True
     config.temperature = 0.05
-    config.shape_buckets = 1  # compiling a second row length would take longer than the padding
+    config.shape_buckets = 4  # compiling more numbers of rows would take longer than the padding
     config.log_every = 10
     config.checkpoint_every = 30
     return tiny_finetuning(config) if defaults.is_tiny(variant) else config

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.batch_size = 16
     config.num_steps = 60
     config.learning_rate = 1e-4
-    config.shape_buckets = 1
+    config.shape_buckets = 4
     config.log_every = 10
     config.checkpoint_every = 30
     return tiny_reranking(config) if defaults.is_tiny(variant) else config

@@ -18,8 +18,6 @@ passage, and several times that while it is made. For collections that are too l
 """
 
 import argparse
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +34,7 @@ from retromae_jax.encoder import Encoders
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say, table
 from retromae_jax.retrieval.bm25 import BM25
-from retromae_jax.retrieval.encode import encode_into_files, encode_texts
+from retromae_jax.retrieval.encode import encode_on_all_hosts, encode_texts
 from retromae_jax.retrieval.negatives import NegativeSampler
 from retromae_jax.retrieval.runs import iterate_run, ranking, write_lines
 from retromae_jax.retrieval.search import search
@@ -96,18 +94,8 @@ def mine(arguments: argparse.Namespace) -> None:
     """
     if arguments.model:
         open_model(arguments.model)  # a mistyped name shows before a large collection is read
-    directory = arguments.output.with_name(f".{arguments.output.name}.mining")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise InputError(f"{arguments.output}: cannot be written: {error.strerror}; choose another --output") from error
-    try:
-        hosts.check_shared(directory, "--output")
+    with hosts.scratch(arguments.output.with_name(f".{arguments.output.name}.mining"), "--output") as directory:
         _mine(arguments, directory)
-    finally:
-        if hosts.is_first():
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _mine(arguments: argparse.Namespace, directory: Path) -> None:
@@ -181,7 +169,7 @@ def _encoder_search(
     )
     query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoders.query.max_length)
     passage_max_length = arguments.passage_max_length or encoders.passage.max_length
-    embeddings = encode_into_files(
+    embeddings = encode_on_all_hosts(
         encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", directory
     )
 

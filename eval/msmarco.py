@@ -4,7 +4,8 @@
 
 Queries and passages are encoded, all passages are searched exactly, and the run is scored: MRR@10, Recall@100,
 Recall@1000, nDCG@10, MAP. Embeddings with a lexical part (lexical_top_k) are searched without an index, which takes
-long: docs/design.md has figures. Published MS MARCO scores use passages with titles (RocketQA's corpus).
+long: docs/design.md has figures. Until the end, the embeddings lie in files in the output directory (passages x width x
+4 bytes) instead of memory. Published MS MARCO scores use passages with titles (RocketQA's corpus).
 """
 
 import argparse
@@ -57,7 +58,6 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     system = Path(arguments.model).resolve().name
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
-    hosts.check_shared(output, "--output")
     encoders = Encoders.from_pretrained(
         arguments.model, arguments.pooling, arguments.normalize, arguments.compute_dtype, arguments.dimension
     )
@@ -65,20 +65,23 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     passage_max_length = arguments.passage_max_length or encoders.passage.max_length
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
 
-    started = time.monotonic()
-    query_embeddings = encode_on_all_hosts(
-        encoders.query, list(collection.queries.values()), query_max_length, arguments.batch_size, "queries", output
-    )
-    passage_embeddings = encode_on_all_hosts(
-        encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", output
-    )
-    hosts.part()
-    if not hosts.is_first():
-        return None
-    encoded = time.monotonic()
+    queries = list(collection.queries.values())
     lexical_top_k = encoders.passage.settings.lexical_top_k
-    found = search(query_embeddings, passage_embeddings, arguments.depth, lexical_top_k)
-    searched = time.monotonic()
+
+    with hosts.scratch(output / ".embeddings", "--output") as directory:
+        started = time.monotonic()
+        query_embeddings = encode_on_all_hosts(
+            encoders.query, queries, query_max_length, arguments.batch_size, "queries", directory
+        )
+        passage_embeddings = encode_on_all_hosts(
+            encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", directory
+        )
+        hosts.part()
+        if not hosts.is_first():
+            return None
+        encoded = time.monotonic()
+        found = search(query_embeddings[:], passage_embeddings, arguments.depth, lexical_top_k)
+        searched = time.monotonic()
 
     settings = {
         "model": arguments.model,

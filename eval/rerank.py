@@ -73,7 +73,6 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     system = Path(arguments.model).resolve().name
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
-    hosts.check_shared(output, "--output")
     cross_encoder = CrossEncoder.from_pretrained(arguments.model, arguments.compute_dtype)
     max_length = arguments.max_length or cross_encoder.max_length
     if not 8 <= max_length <= cross_encoder.config.max_length:
@@ -89,27 +88,22 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     query_ids, texts = list(collection.queries), list(collection.queries.values())
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
     scored = [query for query, own in enumerate(candidates) if len(own)]
-    files = hosts.files(output, "scores.npy")
-    found = []
-    own = [scored[number] for number in hosts.share(len(scored))]
-    with Progress("rerank", sum(len(candidates[query]) for query in own), "pairs") as progress:
-        for queries in _portions(candidates, own):
-            of_query = [texts[query] for query in queries for _ in candidates[query]]
-            of_passage = [passages[int(number)] for query in queries for number in candidates[query]]
-            found.append(cross_encoder.scores(of_query, of_passage, max_length, arguments.batch_size))
-            progress.update(len(of_query))
-    np.save(files[jax.process_index()], np.concatenate([np.empty(0, np.float32), *found]))
-    hosts.part()
-    if not hosts.is_first():
-        return None
-    seconds = {"score": time.monotonic() - started}
-
     # What a run's scores are to be reported with.
     shape = (len(texts) if arguments.run is not None else 0, arguments.depth)
     scores, indices = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
 
-    def lines() -> Iterator[str]:
-        values = (value for file in files for value in np.load(file))
+    def found() -> Iterator[np.ndarray]:
+        """Scores of this host's share of the queries."""
+        own = [scored[number] for number in hosts.share(len(scored))]
+        with Progress("rerank", sum(len(candidates[query]) for query in own), "pairs") as progress:
+            for queries in _portions(candidates, own):
+                of_query = [texts[query] for query in queries for _ in candidates[query]]
+                of_passage = [passages[int(number)] for query in queries for number in candidates[query]]
+                yield cross_encoder.scores(of_query, of_passage, max_length, arguments.batch_size)
+                progress.update(len(of_query))
+
+    def lines(values: Iterator[float]) -> Iterator[str]:
+        """Lines of all pairs, given their scores."""
         for query in scored:
             own = np.fromiter(values, np.float32, len(candidates[query]))
             if arguments.run is not None:
@@ -118,9 +112,14 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
             for passage, value in zip(ids, own, strict=True):
                 yield f"{query_ids[query]}\t{passage}\t{value!s}"
 
-    write_lines(output / "scores.tsv", lines())
-    for file in files:
-        file.unlink()
+    with hosts.scratch(output / ".scores", "--output") as directory:
+        files = hosts.files(directory, "scores.npy")
+        np.save(files[jax.process_index()], np.concatenate([np.empty(0, np.float32), *found()]))
+        hosts.part()
+        if not hosts.is_first():
+            return None
+        seconds = {"score": time.monotonic() - started}
+        write_lines(output / "scores.tsv", lines(value for file in files for value in np.load(file)))
     if arguments.run is None:
         say(f"scores: {output / 'scores.tsv'}")
         return None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, one_line
 
 
 class Chip(NamedTuple):
@@ -84,8 +84,6 @@ def tpu_topology(name: str) -> np.ndarray:
     Raises:
         InputError: if the TPU compiler is not installed, or knows no such slice.
     """
-    from jax.experimental import topologies
-
     # The compiler looks for TPUs and for Google Cloud's description of them, which takes minutes where there are none.
     quiet = {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -93,18 +91,11 @@ def tpu_topology(name: str) -> np.ndarray:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
+    remedy = "slices are named like v5e:16x16 or v4:2x2x1, and the compiler comes with: pip install 'libtpu==0.0.42.*'"
     with _environment(quiet):
-        try:
-            options = _V4_OPTIONS if name.startswith("v4") else {}
-            found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-        # One each for a missing compiler, a slice that it does not know, and a platform that JAX does not know.
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"the TPU slice {name!r} cannot be compiled for: {reason}; slices are named like v5e:16x16 or "
-                "v4:2x2x1, and the compiler comes with: pip install 'libtpu==0.0.42.*'"
-            ) from error
-    return np.array(found.devices)
+        return _described(
+            f"the TPU slice {name!r}", remedy, "tpu", name, **(_V4_OPTIONS if name.startswith("v4") else {})
+        )
 
 
 def gpu_topology(count: int) -> np.ndarray:
@@ -113,19 +104,19 @@ def gpu_topology(count: int) -> np.ndarray:
     Raises:
         InputError: if JAX's CUDA plugin is not installed.
     """
+    remedy = "the compiler comes with: pip install --no-deps 'jax-cuda13-plugin==0.10.2' 'jax-cuda13-pjrt==0.10.2'"
+    return _described(f"{count} GPUs", remedy, "cuda", "h100", target_config=_H100, topology=f"1x1x{count}")
+
+
+def _described(what: str, remedy: str, platform: str, name: str, **options: object) -> np.ndarray:
+    """The devices that a compiler knows under a name; where it does not, an InputError with the remedy."""
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(
-            platform="cuda", topology_name="h100", target_config=_H100, topology=f"1x1x{count}"
-        )
-    # As above.
+        return np.array(topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices)
+    # One each for a missing compiler, devices that it does not know, and a platform that JAX does not know.
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"GPUs cannot be compiled for: {str(error).splitlines()[0]}; the compiler comes with: "
-            "pip install --no-deps 'jax-cuda13-plugin==0.10.2' 'jax-cuda13-pjrt==0.10.2'"
-        ) from error
-    return np.array(found.devices)
+        raise InputError(f"{what} cannot be compiled for: {one_line(error)}; {remedy}") from error
 
 
 def topology(name: str) -> np.ndarray:

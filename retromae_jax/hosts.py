@@ -15,9 +15,13 @@ how TPU VMs and SLURM give notice of preemption.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -82,14 +86,9 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def share(count: int, process: int | None = None) -> range:
-    """Successive numbers of `count` items that a process works on.
-
-    Args:
-        count: items of all processes.
-        process: which process; None takes this one.
-    """
-    processes, process = jax.process_count(), jax.process_index() if process is None else process
+def share(count: int) -> range:
+    """Successive numbers, of `count` items of all processes, that this process works on."""
+    processes, process = jax.process_count(), jax.process_index()
     return range(count * process // processes, count * (process + 1) // processes)
 
 
@@ -169,6 +168,30 @@ def check_same(description: str) -> None:
     digest = np.frombuffer(hashlib.sha256(description.encode()).digest(), np.uint8)
     digests = multihost_utils.process_allgather(digest).reshape(jax.process_count(), -1)
     _refuse((digests == digests[0]).all(axis=1), "other settings or data than process 0; start the same command on all")
+
+
+@contextlib.contextmanager
+def scratch(directory: Path, setting: str) -> Iterator[Path]:
+    """A directory in which processes leave files for each other; the first one removes it at the end.
+
+    Args:
+        directory: where; what an earlier process left there is not read.
+        setting: which names the directory that it lies in.
+
+    Raises:
+        InputError: if it cannot be written, or not all processes see it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written to: {error.strerror}; choose another {setting}") from error
+    try:
+        check_shared(directory, setting)
+        yield directory
+    finally:
+        if is_first():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def check_shared(directory: Path, setting: str) -> None:

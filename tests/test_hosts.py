@@ -1,4 +1,5 @@
 import argparse
+import contextlib
 from pathlib import Path
 
 import jax
@@ -11,14 +12,30 @@ from retromae_jax.hosts import VARIABLES, add_flags, start
 
 def test_every_item_is_in_one_share(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    shares = [hosts.share(10, process) for process in range(3)]
-    assert shares == [range(3), range(3, 6), range(6, 10)]
-    assert hosts.share(10) == shares[0]
-    assert [hosts.share(1, process) for process in range(3)] == [range(0), range(0), range(1)]
+    shares = []
+    for process in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        shares.append((hosts.share(10), hosts.share(1)))
+    assert shares == [(range(3), range(0)), (range(3, 6), range(0)), (range(6, 10), range(1))]
     assert [file.name for file in hosts.files(Path("x"), "scores.npy")][1:] == [
         "scores-00001-of-00003.npy",
         "scores-00002-of-00003.npy",
     ]
+
+
+def test_a_scratch_directory_is_gone_at_the_end_and_after_errors(tmp_path):
+    for error in (None, ValueError):
+        with contextlib.suppress(ValueError), hosts.scratch(tmp_path / "new" / "scratch", "--output") as directory:
+            (directory / "a.npy").touch()
+            if error:
+                raise error
+        assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"scratch: cannot be written to: .*; choose another --output"),
+        hosts.scratch(tmp_path / "file" / "scratch", "--output"),
+    ):
+        pass
 
 
 @pytest.fixture(autouse=True)

@@ -253,6 +253,16 @@ def dimensions(config: ConfigDict, bert: BertConfig) -> str | None:
     return f"matryoshka_dims {wrong[0]!r} is not a number between 1 and {name} {width}" if wrong else None
 
 
+def one_encoder(config: ConfigDict, source: Source | None) -> str | None:
+    """A problem if one encoder is to start from a model that has two."""
+    if source is not None and source.settings.untie_encoder and not config.get("untie_encoder"):
+        return (
+            f"init {config.init} holds two encoders, for queries and for passages; name the directory of one that "
+            "train.export writes, query/ or passage/; or go on from both, in fine-tuning with untie_encoder"
+        )
+    return None
+
+
 def projection(config: ConfigDict, source: Source | None) -> str | None:
     """A problem if the model to start from has a projection of another width."""
     found = source.settings.projection if source else 0

@@ -54,6 +54,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
     ]
     if start:
         problems += [
+            checks.one_encoder(config, start.source),
             checks.projection(config, start.source),
             checks.lexical(config, start.source, start.bert),
             checks.dimensions(config, start.bert),

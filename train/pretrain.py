@@ -68,6 +68,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
     ]
     if start:
         problems += [
+            checks.one_encoder(config, start.source),
             checks.split(config, start.bert),
             checks.vocabulary(start.tokenizer, start.bert),
             checks.positions("block_length", config.block_length, start.bert),

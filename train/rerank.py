@@ -44,6 +44,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
     ]
     if start:
         problems += [
+            checks.one_encoder(config, start.source),
             checks.vocabulary(start.tokenizer, start.bert),
             checks.positions("max_length", config.max_length, start.bert, shortest=8),
             checks.room(config, start.bert),

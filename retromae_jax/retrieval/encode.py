@@ -17,30 +17,6 @@ from retromae_jax.logging import Progress
 WINDOW = 16384
 
 
-def encode_on_all_hosts(
-    encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int, task: str, directory: Path
-) -> np.ndarray | None:
-    """Embeddings of texts as of `encode_texts`, each process making a share of them; None on all but the first one.
-
-    Args:
-        directory: seen by all processes; the others' shares pass through files in it, so that no host but the first
-            holds more than its own.
-    """
-    embeddings = encode_texts(encoder, texts, max_length, batch_size, task, hosts.share(len(texts)))
-    if jax.process_count() == 1:
-        return embeddings
-    files = hosts.files(directory, f"{task}.npy")
-    if not hosts.is_first():
-        np.save(files[jax.process_index()], embeddings)
-    hosts.wait_for_all(f"{task} encoded")
-    if not hosts.is_first():
-        return None
-    embeddings = np.concatenate([embeddings, *(np.load(file, mmap_mode="r") for file in files[1:])])
-    for file in files[1:]:
-        file.unlink()
-    return embeddings
-
-
 class EmbeddingFiles:
     """Embeddings that each process has written its share of, memory-mapped and read as one array [N, D].
 
@@ -65,7 +41,7 @@ class EmbeddingFiles:
         return self.shape[0]
 
 
-def encode_into_files(
+def encode_on_all_hosts(
     encoder: Encoder, texts: Sequence[str], max_length: int, batch_size: int, task: str, directory: Path
 ) -> EmbeddingFiles:
     """Embeddings of texts as of `encode_texts`, each process making a share of them, for all to read.

@@ -102,19 +102,19 @@ def _dense_search(passages: np.ndarray) -> TopK:
 
 def _lexical_search(passages: np.ndarray, lexical_top_k: int) -> TopK:
     dense_passages, passage_scores, passage_words = lexical.unpack(passages, lexical_top_k)
-    ends = np.arange(len(passages) + 1) * lexical_top_k
+    # One more word stands for all that no passage has.
+    ends, other = np.arange(len(passages) + 1) * lexical_top_k, 1 + int(passage_words.max(initial=0))
+    # The passages' words as a sparse matrix, the queries' as a dense one with a word's scores behind each other: each
+    # of a passage's words then costs one multiplication of a vector, for all queries.
+    words_NxV = scipy.sparse.csr_array(
+        (passage_scores.ravel(), passage_words.ravel(), ends), shape=(len(passages), other + 1)
+    )
 
     def top_k(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         k = min(k, len(passages))
         dense_queries, query_scores, query_words = lexical.unpack(queries, lexical_top_k)
-        vocabulary = 1 + max(int(query_words.max(initial=0)), int(passage_words.max(initial=0)))
-        # The passages' words as a sparse matrix, the queries' as a dense one with a word's scores behind each other:
-        # each of a passage's words then costs one multiplication of a vector, for all queries.
-        words_NxV = scipy.sparse.csr_array(
-            (passage_scores.ravel(), passage_words.ravel(), ends), shape=(len(passages), vocabulary)
-        )
-        words_VxQ = np.zeros((vocabulary, len(queries)), np.float32)
-        words_VxQ[query_words.T, np.arange(len(queries))] = query_scores.T
+        words_VxQ = np.zeros((other + 1, len(queries)), np.float32)
+        words_VxQ[np.minimum(query_words, other).T, np.arange(len(queries))] = query_scores.T
         scores_QxN = dense_queries @ dense_passages.T + (words_NxV @ words_VxQ).T
         return _best(scores_QxN, k)
 

@@ -42,10 +42,14 @@ def test_lexical_parts_against_brute_force_with_many_ties(k, rows, monkeypatch):
 
     def embeddings(count: int) -> tuple[np.ndarray, np.ndarray]:
         scores = generator.integers(0, 3, (count, words)).astype(np.float32)
-        packed = np.asarray(lexical.pack(generator.integers(-1, 2, (count, dense)).astype(np.float32), scores, top_k))
+        packed = np.array(lexical.pack(generator.integers(-1, 2, (count, dense)).astype(np.float32), scores, top_k))
         return packed, np.asarray(lexical.expand(packed, top_k, words))
 
     (queries, query_vectors), (passages, passage_vectors) = embeddings(25), embeddings(400)
+    # The last words of the vocabulary are in queries only.
+    passages[:, -top_k:][passages[:, -top_k:] >= words - 3] = words - 4
+    passages[:, -2 * top_k : -top_k][passages[:, -top_k:] == words - 4] = 0
+    passage_vectors = np.asarray(lexical.expand(passages, top_k, words))
     scores, indices = search(queries, passages, k, lexical_top_k=top_k)
     wanted_scores, wanted_indices = brute_force(query_vectors, passage_vectors, k)
     np.testing.assert_array_equal(indices, wanted_indices)

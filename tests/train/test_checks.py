@@ -1,13 +1,17 @@
 """Checks before the first step that need no training to be tried."""
 
+import dataclasses
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
+from retromae_jax.checkpoints.loading import Source
 from retromae_jax.errors import InputError
 from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.pooling import EncoderSettings
 from train import checks
 
 Usage = namedtuple("Usage", "total used free")
@@ -30,3 +34,14 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_with_the_other_problems
     with (workdir / "checkpoints" / "1" / "data").open("wb") as file:
         file.truncate(3 * 10**8)
     assert checks.room(config, BertConfig()) is None
+
+
+def test_one_encoder_does_not_start_from_two():
+    two = EncoderSettings("cls", False, 64, untie_encoder=True)
+    source = Source(Path("two"), BertConfig(), Path("two"), two)
+    config = ConfigDict({"init": "two", "untie_encoder": False})
+    assert checks.one_encoder(config, source).startswith("init two holds two encoders, for queries and for passages;")
+    assert checks.one_encoder(ConfigDict({"init": "two"}), source) is not None  # pretraining and reranking
+    assert checks.one_encoder(config, dataclasses.replace(source, settings=EncoderSettings("cls", False, 64))) is None
+    config.untie_encoder = True
+    assert checks.one_encoder(config, source) is None
