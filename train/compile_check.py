@@ -39,7 +39,7 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.chips import chip_of, topology
 from retromae_jax.cross_entropy import number_of_chunks
-from retromae_jax.data.packing import packed, room_for_queries
+from retromae_jax.data.packing import packed_shares
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import table
 from retromae_jax.masking import WORD_START, Vocabulary
@@ -228,8 +228,8 @@ def _finetuning(config, bert, devices):
             # Of MS MARCO's queries, most have one relevant passage.
             sizes |= {"passages": (passages,), "relevant": (queries, 1)}
     length = int(lengths.max())
-    room = room_for_queries(length)
-    rows = packed(lengths, length, room, row_multiple=1).rows
+    layout = packed_shares(lengths[None], length, config.shape_buckets)[0]
+    rows, room = layout.rows, layout.texts
     sizes |= {"token_ids": (rows, length), "lengths": (rows, room)}
     if is_reranking(config):
         sizes["first_lengths"] = (rows, room)

@@ -13,7 +13,7 @@ from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
-from retromae_jax.data.packing import Layout, fill_shares, packed, room_for_queries
+from retromae_jax.data.packing import Layout, fill_shares, packed_shares
 from retromae_jax.flops import device_flops_per_second
 from retromae_jax.logging import say
 from retromae_jax.models import parameters
@@ -79,15 +79,12 @@ def train(
     # that needs most, which no process knows. The devices find it out, asked for one batch ahead: the answer is there
     # when it is needed, and neither hosts nor devices wait for each other.
     own, devices = parallel.local_rows(config.batch_size), jax.local_device_count()
-    room = room_for_queries(row_length)
     most_of_all = jax.jit(jnp.max, out_shardings=parallel.replicated(mesh))
 
     @functools.lru_cache(maxsize=2)
     def share_of_step(step: int) -> tuple[Share, list[Layout], jax.Array]:
         made = share(order.indices(step)[own], order.epochs(step)[own])
-        of_devices = made.lengths.reshape(devices, -1)
-        steps = -(-of_devices.shape[1] // config.shape_buckets)
-        layouts = [packed(tokens, row_length, room, 1, steps) for tokens in of_devices]
+        layouts = packed_shares(made.lengths.reshape(devices, -1), row_length, config.shape_buckets)
         rows = {"rows": np.array([layout.rows for layout in layouts])}
         return made, layouts, most_of_all(parallel.place_batch(mesh, rows)["rows"])
 

@@ -142,6 +142,19 @@ def packed(tokens_N: np.ndarray, length: int, texts: int, row_multiple: int, ste
     return Layout(rows, length, texts, row_N, slot_N, start_N, tokens_N)
 
 
+def packed_shares(tokens_SxN: np.ndarray, row_length: int, shapes: int) -> list[Layout]:
+    """Puts the texts of each of S devices into rows of its own, queries with passages, or pairs of them.
+
+    Args:
+        tokens_SxN: int, tokens of each text, special ones included.
+        row_length: tokens of a row.
+        shapes: how many numbers of rows there may be; each is compiled.
+    """
+    steps = -(-tokens_SxN.shape[1] // shapes)
+    room = room_for_queries(row_length)
+    return [packed(tokens_N, row_length, room, row_multiple=1, steps=steps) for tokens_N in tokens_SxN]
+
+
 def fill(
     layout: Layout,
     texts: Sequence[np.ndarray],
