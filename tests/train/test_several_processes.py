@@ -308,7 +308,7 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(data, tmp_path, ask
 
 @pytest.mark.long
 def test_a_directory_that_is_away_for_a_while_costs_two_processes_checkpoints_only(data, tmp_path):
-    steps = 200
+    steps = 60
     script = STAGES.format(stages=("pretrained",)).replace(
         "stages.run", f"stages.STEPS['num_steps'] = {steps}; stages.run"
     )
