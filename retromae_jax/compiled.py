@@ -24,6 +24,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _FUSED = re.compile(r" fusion\(.*calls=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_MEMORY_USED = re.compile(r"Used ([\d.]+)([GM]) of [\d.]+[GM] hbm")
+_MEMORY_OF_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([GM])\) exceeds available HBM")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -57,6 +59,23 @@ def memory(program: jax.stages.Compiled) -> Memory:
     """The memory that a compiled program needs of each chip."""
     sizes = program.memory_analysis()
     return Memory(sizes.peak_memory_in_bytes, sizes.argument_size_in_bytes, sizes.temp_size_in_bytes)
+
+
+def wanted_memory(message: str, arguments: int) -> int | None:
+    """Bytes that a TPU program would need of each chip, by the compiler's message that a chip has less.
+
+    Args:
+        message: of the error.
+        arguments: bytes of state and batch, which one kind of message does not count.
+
+    Returns:
+        None if the error is another one.
+    """
+    found = _MEMORY_USED.search(message) or _MEMORY_OF_TEMPORARIES.search(message)
+    if found is None:
+        return None
+    size = int(float(found[1]) * {"G": 2**30, "M": 2**20}[found[2]])
+    return size if found.re is _MEMORY_USED else size + arguments
 
 
 def flops(program: jax.stages.Compiled) -> float | None:

@@ -61,6 +61,17 @@ def test_the_innermost_scope_counts():
     assert compiled.scope("%fusion.2 = f32[8,4]{1,0} fusion(%g)") == ""
 
 
+def test_what_a_program_that_does_not_fit_wants():
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.25G of 15.75G hbm."
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (512.5M) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert compiled.wanted_memory(used, 2**30) == 20.25 * 2**30
+    assert compiled.wanted_memory(temporaries, 2**30) == 2**30 + 512.5 * 2**20
+    assert compiled.wanted_memory("INTERNAL: Mosaic failed", 0) is None
+
+
 def test_a_program_tells_its_memory_and_operations():
     shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     program = jax.jit(lambda x: x @ x).lower(shape).compile()

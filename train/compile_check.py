@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,10 +132,10 @@ def check(config: ConfigDict, bert: BertConfig, devices: np.ndarray, texts_per_r
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            needed = re.search(r"Used ([\d.]+)([GM]) of [\d.]+[GM] hbm", str(error))
-            if not needed:
+            needed = compiled.wanted_memory(str(error), _size(step.arguments[0]))
+            if needed is None:
                 raise
-            return report | {"fits": False, "peak_memory": int(float(needed[1]) * {"G": 2**30, "M": 2**20}[needed[2]])}
+            return report | {"fits": False, "peak_memory": needed}
     report["compile_seconds"] = time.monotonic() - started
     text, memory = program.as_text(), compiled.memory(program)
     exchanges = compiled.exchanges(text)
@@ -244,6 +243,12 @@ def _finetuning(config, bert, devices):
     flops_of_step = devices.size * objective.flops(lengths)
     attention = devices.size * _attention_flops(bert, np.full(rows, length))
     return Step(mesh, function, (state, batch), flops_of_step, attention, devices.size * int(lengths.sum()), 1)
+
+
+def _size(state):
+    """Bytes that a chip holds of a state, which may be split over chips."""
+    shapes = [(x.sharding.shard_shape(x.shape) if x.sharding else x.shape, x.dtype) for x in jax.tree.leaves(state)]
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
 
 def _attention_flops(bert, lengths):
