@@ -14,7 +14,6 @@ from retromae_jax.logging import say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores, score
 from retromae_jax.retrieval.runs import make_run, write_lines, write_run
 
-QUERY_MAX_LENGTH = 32
 MEASURES_SHOWN = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10", "MAP")
 
 
@@ -53,25 +52,6 @@ def add_collection_arguments(parser: argparse.ArgumentParser, split: str) -> Non
         default=True,
         help="put passages' titles before their texts (default: yes, where there are titles)",
     )
-
-
-def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say how texts are encoded."""
-    parser.add_argument(
-        "--query-max-length",
-        type=positive,
-        help=f"tokens of a query (default: {QUERY_MAX_LENGTH}, or the model's own maximum where that is less)",
-    )
-    parser.add_argument(
-        "--passage-max-length", type=positive, help="tokens of a passage (default: the model's own maximum)"
-    )
-    parser.add_argument("--pooling", choices=("cls", "mean"), help="(default: the model's own)")
-    parser.add_argument(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        help="scale embeddings to length 1 (default: the model's own)",
-    )
-    add_model_arguments(parser)
 
 
 def passage_indices(run: Path, collection: Collection, passages: Sequence[str]) -> np.ndarray:

@@ -26,20 +26,20 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from eval.measure import QUERY_MAX_LENGTH, add_collection_arguments, add_encoder_arguments, passage_indices, positive
+from eval import retriever
+from eval.measure import add_collection_arguments, passage_indices, positive
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Collection, load_collection
-from retromae_jax.encoder import Encoders
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say, table
 from retromae_jax.retrieval.bm25 import BM25
-from retromae_jax.retrieval.encode import encode_on_all_hosts, encode_texts
 from retromae_jax.retrieval.negatives import NegativeSampler
 from retromae_jax.retrieval.runs import iterate_run, ranking, write_lines
-from retromae_jax.retrieval.search import search
 
 QUERIES_AT_ONCE = 2**14
+# From queries and k to scores and passage indices [Q, k] of what was found.
+Search = Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
 
 
 class Found(NamedTuple):
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--negatives", type=positive, help="negatives drawn for each query (default: all)")
     parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
-    add_encoder_arguments(parser)
+    retriever.add_arguments(parser)
     hosts.add_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.from_rank > arguments.to_rank:
@@ -160,24 +160,10 @@ def _search(
         yield Found(queries, *find([texts[query] for query in queries], arguments.to_rank))
 
 
-def _encoder_search(
-    arguments: argparse.Namespace, passages: Sequence[str], directory: Path
-) -> Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]:
-    """Encodes the passages; what it returns finds the best k of them for some queries, scores and indices [Q, k]."""
-    encoders = Encoders.from_pretrained(
-        arguments.model, arguments.pooling, arguments.normalize, compute_dtype=arguments.compute_dtype
-    )
-    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoders.query.max_length)
-    passage_max_length = arguments.passage_max_length or encoders.passage.max_length
-    embeddings = encode_on_all_hosts(
-        encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", directory
-    )
-
-    def search_queries(queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        query_embeddings = encode_texts(encoders.query, queries, query_max_length, arguments.batch_size, "queries")
-        return search(query_embeddings, embeddings, k, encoders.passage.settings.lexical_top_k)
-
-    return search_queries
+def _encoder_search(arguments: argparse.Namespace, passages: Sequence[str], directory: Path) -> Search:
+    encoder = retriever.Retriever(arguments)
+    encoder.index(passages, directory)
+    return encoder.search
 
 
 def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int) -> Iterator[Found]:

@@ -13,21 +13,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.measure import (
-    QUERY_MAX_LENGTH,
-    add_encoder_arguments,
-    argument_parser,
-    open_evaluation,
-    positive,
-    report,
-)
+from eval import retriever
+from eval.measure import argument_parser, open_evaluation, report
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
-from retromae_jax.encoder import Encoders
 from retromae_jax.errors import exits_on_input_error
-from retromae_jax.retrieval.encode import encode_on_all_hosts
 from retromae_jax.retrieval.metrics import Scores
-from retromae_jax.retrieval.search import search
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,19 +28,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="Hugging Face directory or Hub name, or run directory; of untied encoders the directory that holds both",
     )
-    add_encoder_arguments(parser)
-    parser.add_argument(
-        "--dimension",
-        type=positive,
-        help="keep so many of an embedding's dimensions, the first ones, for models trained with matryoshka_dims "
-        "(default: all)",
-    )
+    retriever.add_arguments(parser)
     hosts.add_flags(parser)
     return parser.parse_args(argv)
 
 
 def evaluate(arguments: argparse.Namespace) -> Scores | None:
-    """Encodes on all hosts, searches and reports on the first; None on the others.
+    """Encodes and searches on all hosts, and reports on the first; None on the others.
 
     Raises:
         InputError: if collection, output or model cannot be used.
@@ -58,45 +43,19 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     system = Path(arguments.model).resolve().name
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
-    encoders = Encoders.from_pretrained(
-        arguments.model, arguments.pooling, arguments.normalize, arguments.compute_dtype, arguments.dimension
-    )
-    query_max_length = arguments.query_max_length or min(QUERY_MAX_LENGTH, encoders.query.max_length)
-    passage_max_length = arguments.passage_max_length or encoders.passage.max_length
+    encoder = retriever.Retriever(arguments)
     passages = collection.passages.texts(arguments.titles, arguments.title_separator)
-
-    queries = list(collection.queries.values())
-    lexical_top_k = encoders.passage.settings.lexical_top_k
 
     with hosts.scratch(output / ".embeddings", "--output") as directory:
         started = time.monotonic()
-        query_embeddings = encode_on_all_hosts(
-            encoders.query, queries, query_max_length, arguments.batch_size, "queries", directory
-        )
-        passage_embeddings = encode_on_all_hosts(
-            encoders.passage, passages, passage_max_length, arguments.batch_size, "passages", directory
-        )
-        hosts.part()
-        if not hosts.is_first():
-            return None
+        encoder.index(passages, directory)
         encoded = time.monotonic()
-        found = search(query_embeddings[:], passage_embeddings, arguments.depth, lexical_top_k)
-        searched = time.monotonic()
-
-    settings = {
-        "model": arguments.model,
-        "query_max_length": query_max_length,
-        "passage_max_length": passage_max_length,
-        "title_separator": arguments.title_separator,
-        "pooling": arguments.pooling,
-        "normalize": arguments.normalize,
-        "dimension": encoders.passage.dimension,
-        "lexical_top_k": lexical_top_k,
-        "batch_size": arguments.batch_size,
-        "compute_dtype": arguments.compute_dtype,
-    }
-    seconds = {"encode": encoded - started, "search": searched - encoded}
-    return report(collection, found, output, system, arguments.titles, settings, seconds)
+        found = encoder.search_on_all_hosts(list(collection.queries.values()), arguments.depth, directory)
+        seconds = {"encode": encoded - started, "search": time.monotonic() - encoded}
+        hosts.part()
+    if not hosts.is_first():
+        return None
+    return report(collection, found, output, system, arguments.titles, encoder.settings, seconds)
 
 
 @exits_on_input_error

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import eval.msmarco
+import eval.retriever
 from eval.msmarco import main
 from retromae_jax.models.pooling import EncoderSettings
 
@@ -31,14 +32,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
             calls.append(("model", model, pooling, normalize, compute_dtype, dimension))
             return cls()
 
-    def encode(encoder, texts, max_length, batch_size, task, directory):
+    def encode(encoder, texts, max_length, batch_size, task, directory=None):
         texts = texts[:]
         calls.append((task, texts, max_length, batch_size))
         return np.array([[text.split().count(word) for word in VOCABULARY] for text in texts], np.float32)
 
     monkeypatch.setattr(eval.msmarco, "open_model", lambda model: None)
-    monkeypatch.setattr(eval.msmarco, "Encoders", Encoders)
-    monkeypatch.setattr(eval.msmarco, "encode_on_all_hosts", encode)
+    monkeypatch.setattr(eval.retriever, "Encoders", Encoders)
+    monkeypatch.setattr(eval.retriever, "encode_on_all_hosts", encode)
+    monkeypatch.setattr(eval.retriever, "encode_texts", encode)
     return calls
 
 
@@ -86,13 +88,13 @@ def test_titles_and_defaults(collection, calls, tmp_path, capsys, monkeypatch):
     main(f"--model models/mine --collection {collection}".split())
     assert calls == [
         ("model", "models/mine", None, None, "float32", None),
-        ("queries", ["cats purr", "apples fall fruit"], 24, 64),
         (
             "passages",
             ["pets cats purr", "pets dogs bark bark", "fruit fruit apples fall", "apples fall fall"],
             24,
             64,
         ),
+        ("queries", ["cats purr", "apples fall fruit"], 24, 64),
     ]
     metrics = read(tmp_path / "runs/eval/animals-dev/mine").metrics
     assert metrics["titles"] is True
@@ -108,9 +110,9 @@ def test_settings_reach_the_encoder(collection, calls, tmp_path):
     )
     main(f"--model m --collection {collection} --output {tmp_path / 'o'} {arguments}".split())
     assert calls[0] == ("model", "m", "mean", False, "bfloat16", 6)
-    assert calls[1][2:] == (5, 3)
-    assert calls[2][1][0] == "pets[SEP]cats purr"
-    assert calls[2][2:] == (7, 3)
+    assert calls[1][1][0] == "pets[SEP]cats purr"
+    assert calls[1][2:] == (7, 3)
+    assert calls[2][2:] == (5, 3)
 
 
 def test_graded_judgements_of_trec(collection, calls, tmp_path):
