@@ -9,6 +9,7 @@ from retromae_jax.models import lexical
 from retromae_jax.parallel import DATA
 from retromae_jax.retrieval import device_search, faiss_search, lexical_search, slices
 from retromae_jax.retrieval.search import Method, PassageIndex
+from retromae_jax.retrieval.top_k import TopK
 
 EXACT = ["flat", "device"]
 
@@ -66,6 +67,14 @@ def test_shares_of_hosts_are_searched_alone(method, rows_at_once):
     np.testing.assert_array_equal(indices, 130 + wanted_indices)
     np.testing.assert_array_equal(scores, wanted_scores)
     assert (search(queries, passages, 3, method, share=range(130, 130))[1] == -1).all()
+
+    # What hosts find together, one of them nothing.
+    together = TopK(25, 40)
+    for share in (range(130), range(130, 130), range(130, 321), range(321, 500)):
+        together.add(*search(queries, passages, 40, method, share=share))
+    wanted_scores, wanted_indices = brute_force(queries, passages, 40)
+    np.testing.assert_array_equal(together.indices, wanted_indices)
+    np.testing.assert_array_equal(together.scores, wanted_scores)
 
 
 @pytest.mark.parametrize("devices", [1, 3])

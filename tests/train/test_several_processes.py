@@ -90,6 +90,8 @@ def run_stages(stages):
                 mine.mine(mine.parse([*animals, *searcher, "--output", output, "--from-rank", "1", "--to-rank", "5"]))
             pairs = ["--pairs", "mined.tsv", "--output", "scored"]
             rerank.evaluate(rerank.parse([*animals, *pairs, "--model", "cross_encoder"]))
+            on_devices = ["--model", "finetuned", "--search", "device", "--output", "found_by_devices"]
+            evaluate(parse([*animals, *on_devices]))
     if "encoded" in stages:
         model = ["--model", "finetuned", "--output", "encoded"]
         evaluate(parse([*model, "--collection", "animals", "--split", "test"]))
@@ -205,16 +207,17 @@ def test_two_processes_train_as_one(runs, run, tmp_path):
     assert_same_arrays(tensors[1], tensors[0], 1e-6)
 
 
-def test_two_processes_encode_as_one(runs):
+@pytest.mark.parametrize("output", ["encoded", "found_by_devices"])
+def test_two_processes_encode_and_search_as_one(runs, output):
     one, two, _ = runs
     scores = []
     for run in (one, two):
-        lines = [line.split() for line in (run / "encoded" / "run.trec").read_text().splitlines()]
+        lines = [line.split() for line in (run / output / "run.trec").read_text().splitlines()]
         scores.append({(query, passage): float(score) for query, _, passage, _, score, _ in lines})
     assert len(scores[0]) == 3 * 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
     # The shares that passed through files there are gone.
-    files = [sorted(path.name for path in (run / "encoded").iterdir()) for run in (one, two)]
+    files = [sorted(path.name for path in (run / output).iterdir()) for run in (one, two)]
     assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "run.trec"]
 
 
