@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval import retriever
-from eval.measure import positive
+from eval.measure import add_titles_argument, positive
 from retromae_jax import logging
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Passages, load_passages
@@ -26,9 +26,9 @@ from retromae_jax.errors import exits_on_input_error
 PROMPT = "query> "
 # Characters of a passage that are shown.
 WIDTH = 100
-# Queries, of the first words of passages, that are searched for before one is typed: an approximate search says with
-# them how much it finds, and what a query's length has to be compiled for is compiled.
-TRIALS = 64
+# What is searched for before a query is typed, the first words of some passages: an approximate search says how much it
+# finds of the best, and programs for queries of the usual lengths are compiled.
+TRIALS, WORDS = 64, (4, 12, 20, 28)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,12 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--corpus", type=Path, required=True, help="BEIR directory, or directory with MS MARCO's own files"
     )
     parser.add_argument("--hits", type=positive, default=10, help="passages to show (default: %(default)s)")
-    parser.add_argument(
-        "--titles",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="put passages' titles before their texts (default: yes, where there are titles)",
-    )
+    add_titles_argument(parser)
     retriever.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -63,14 +58,13 @@ def search(arguments: argparse.Namespace) -> None:
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     passages = load_passages(arguments.corpus)
     encoder = retriever.Retriever(arguments)
-    texts = passages.texts(arguments.titles, arguments.title_separator)
+    texts = passages.texts(titles=False)
     with tempfile.TemporaryDirectory() as directory:
-        encoder.index(texts, Path(directory))
-        encoder.batch_size = 1
-        trials = enumerate(texts[:: -(-len(texts) // TRIALS)])
-        queries = [" ".join(text.split()[: 1 + number % encoder.query_max_length]) for number, text in trials]
-        encoder.search(queries, arguments.hits)
-        encoder.search(queries[:1], arguments.hits)
+        encoder.index(passages, Path(directory))
+        trials = [text.split() for text in texts[:: -(-len(texts) // TRIALS)]]
+        encoder.search([" ".join(words[: WORDS[0]]) for words in trials], arguments.hits)
+        for count in WORDS:
+            encoder.search([" ".join(max(trials, key=len)[:count])], arguments.hits)
         logging.say("a query a line; Ctrl-D ends")
         logging.silence()  # from here on, progress would come between queries and hits
         for query in _queries():

@@ -23,6 +23,8 @@ from retromae_jax.retrieval.top_k import Found, TopK
 QUERIES_AT_ONCE = 4096
 # More are not found at once on a GPU.
 MOST_ON_GPU = 2048
+# Nor are longer codes searched there.
+MOST_BYTES_ON_GPU = 96
 
 # Passages that the centroids of IVF-PQ, those of lists and those of codes, are trained on, for each of them; with fewer
 # than 39, Faiss warns. They are drawn in successive rows of so many.
@@ -114,7 +116,7 @@ def build(name: str, passages: Slices, parameters: Mapping[str, int], on_gpus: b
         if name == "hnsw":
             index = _hnsw(dimension, **parameters)
         else:
-            index = _ivfpq(passages, **_ivfpq_parameters(count, dimension, parameters))
+            index = _ivfpq(passages, **_ivfpq_parameters(count, dimension, parameters, on_gpus))
             if on_gpus:
                 options = faiss.GpuMultipleClonerOptions()
                 options.shard = True
@@ -143,13 +145,14 @@ def _hnsw(dimension: int, M: int = 32, efConstruction: int = 200, efSearch: int 
     return index
 
 
-def _ivfpq_parameters(count: int, dimension: int, given: Mapping[str, int]) -> dict[str, int]:
+def _ivfpq_parameters(count: int, dimension: int, given: Mapping[str, int], on_gpus: bool) -> dict[str, int]:
     # Faiss's own guidelines advise 4 to 16 sqrt(N) lists.
     lists = 2 ** round(math.log2(4 * math.sqrt(count)))
     nlist = given.get("nlist", min(lists, count // TRAINED_PER_CENTROID))
+    most = MOST_BYTES_ON_GPU if on_gpus else dimension
     whole = [parts for parts in range(1, dimension + 1) if dimension % parts == 0]
-    # Eight numbers or a few more become one byte.
-    code = max((parts for parts in whole if 8 * parts <= dimension), default=1)
+    # Four numbers or a few more become one byte.
+    code = max((parts for parts in whole if 4 * parts <= dimension and parts <= most), default=1)
     return {"nlist": nlist, "M": code, "nprobe": max(1, nlist // 16)} | dict(given)
 
 

@@ -1,13 +1,13 @@
 """Embeddings that may be larger than memory and of half precision, read a slice after the other."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import faiss
 import ml_dtypes
 import numpy as np
 
+from retromae_jax.data.batches import one_ahead
 from retromae_jax.errors import InputError
 from retromae_jax.logging import Progress
 
@@ -58,16 +58,11 @@ class Slices:
             prepare: makes something of the embeddings, given where they begin.
         """
 
-        def slice_at(start: int) -> np.ndarray:
-            return prepare(self.embeddings[start : min(start + rows, self.share.stop)], start)
+        def slice_at(start: int) -> tuple[int, np.ndarray]:
+            return start, prepare(self.embeddings[start : min(start + rows, self.share.stop)], start)
 
-        starts = self.share[::rows]
-        with Progress(self.task, len(self.share), "passages") as progress, ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(slice_at, starts[0]) if starts else None
-            for start, following in zip(starts, [*starts[1:], None], strict=True):
-                prepared = coming.result()
-                if following is not None:
-                    coming = reader.submit(slice_at, following)
+        with Progress(self.task, len(self.share), "passages") as progress:
+            for start, prepared in one_ahead(slice_at, self.share[::rows]):
                 yield start, prepared
                 progress.update(min(rows, self.share.stop - start))
 

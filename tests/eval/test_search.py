@@ -20,20 +20,33 @@ WORDS = ["cats", "purr", "dogs", "bark", "apples", "fall", "fruit", "pets"]
 
 
 @pytest.fixture
-def encoder(monkeypatch):
-    """Word counts in place of a model."""
+def settings(monkeypatch):
+    """Word counts in place of a model; its settings can be changed until it is opened."""
 
-    def encode(encoder, texts, max_length, batch_size, task, directory=None):
-        return np.array([[text.split().count(word) for word in WORDS] for text in texts[:]], np.float32)
+    def counts(texts) -> np.ndarray:
+        return np.array([[text.split().count(word) for word in WORDS] for text in texts], np.float32)
 
-    encoder = SimpleNamespace(dimension=8, max_length=24, settings=EncoderSettings("mean", False, 24))
-    encoders = SimpleNamespace(query=encoder, passage=encoder)
+    class Stored(np.ndarray):
+        def check(self, description) -> None:
+            pass
+
+    def encode_to_disk(encoder, passages, kind, directory, batch_size=None) -> None:
+        directory.mkdir()
+        np.save(directory / "counts.npy", counts(passages.texts()))
+
+    def open_encoders(arguments) -> SimpleNamespace:
+        encoder = SimpleNamespace(dimension=len(WORDS), settings=settings.of_encoder)
+        return SimpleNamespace(query=encoder, passage=encoder)
+
+    settings = SimpleNamespace(of_encoder=EncoderSettings("mean", False, 24))
     monkeypatch.setattr(eval.search, "open_model", lambda model: None)
-    monkeypatch.setattr(eval.retriever, "Encoders", SimpleNamespace(from_pretrained=lambda *arguments: encoders))
-    monkeypatch.setattr(eval.retriever, "encode_on_all_hosts", encode)
-    monkeypatch.setattr(eval.retriever, "encode_texts", encode)
+    monkeypatch.setattr(eval.retriever, "open_encoders", open_encoders)
+    monkeypatch.setattr(eval.retriever, "describe", lambda *arguments: {})
+    monkeypatch.setattr(eval.retriever, "encode_to_disk", encode_to_disk)
+    monkeypatch.setattr(eval.retriever, "Embeddings", lambda directory: np.load(directory / "counts.npy").view(Stored))
+    monkeypatch.setattr(eval.retriever, "encode_texts", lambda encoder, texts, kind, batch_size: counts(texts))
     monkeypatch.setattr(logging, "_silent", False)
-    return encoder
+    return settings
 
 
 def type_in(monkeypatch, text: str) -> None:
@@ -41,7 +54,7 @@ def type_in(monkeypatch, text: str) -> None:
 
 
 @pytest.mark.parametrize("method", [[], ["--search", "device"], ["--search", "hnsw"]])
-def test_shows_the_best_passages_of_each_line(collection, encoder, method, monkeypatch, capsys):
+def test_shows_the_best_passages_of_each_line(collection, settings, method, monkeypatch, capsys):
     type_in(monkeypatch, "apples fall fruit\n\n   \nbark\n")
     main(["--model", "m", "--corpus", str(collection), "--hits", "2", *method])
     lines = capsys.readouterr().out.splitlines()
@@ -55,7 +68,7 @@ def test_shows_the_best_passages_of_each_line(collection, encoder, method, monke
     assert len(lines) == 10
 
 
-def test_more_hits_than_passages_and_long_texts(collection, encoder, monkeypatch, capsys):
+def test_more_hits_than_passages_and_long_texts(collection, settings, monkeypatch, capsys):
     (collection / "corpus.tsv").write_text(f"7\t\tcats {'purr ' * 200}\nlonger-id\tpets\tdogs\n")
     type_in(monkeypatch, "cats")  # without the end of a line
     main(["--model", "m", "--corpus", str(collection)])
@@ -75,16 +88,16 @@ def test_more_hits_than_passages_and_long_texts(collection, encoder, monkeypatch
         ("--corpus nowhere", "nowhere: no passages in BEIR's or MS MARCO's layout"),
     ],
 )
-def test_mistakes_show_before_anything_is_encoded(arguments, message, collection, encoder, monkeypatch, capsys):
-    monkeypatch.setattr(eval.retriever, "encode_on_all_hosts", lambda *arguments: pytest.fail("encoded"))
+def test_mistakes_show_before_anything_is_encoded(arguments, message, collection, settings, monkeypatch, capsys):
+    monkeypatch.setattr(eval.retriever, "encode_to_disk", lambda *arguments: pytest.fail("encoded"))
     with pytest.raises(SystemExit) as caught:
         main(["--model", "m", "--corpus", str(collection), *arguments.split()])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_approximate_search_of_lexical_parts_is_refused(collection, encoder, capsys):
-    encoder.settings = EncoderSettings("mean", False, 24, lexical_top_k=2)
+def test_an_approximate_search_of_lexical_parts_is_refused(collection, settings, capsys):
+    settings.of_encoder = EncoderSettings("mean", False, 24, lexical_top_k=2)
     with pytest.raises(SystemExit):
         main(["--model", "m", "--corpus", str(collection), "--search", "hnsw"])
     assert "embeddings with a lexical part have a search of their own; leave out --search" in capsys.readouterr().err

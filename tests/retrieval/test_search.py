@@ -236,8 +236,9 @@ def test_methods_are_written_as_they_are_read():
 
 
 def test_defaults_of_ivfpq_follow_the_collection():
-    assert faiss_search._ivfpq_parameters(8_841_823, 768, {}) == {"nlist": 16384, "M": 96, "nprobe": 1024}
-    assert faiss_search._ivfpq_parameters(10_240, 100, {"nprobe": 3}) == {"nlist": 256, "M": 10, "nprobe": 3}
+    assert faiss_search._ivfpq_parameters(8_841_823, 768, {}, False) == {"nlist": 16384, "M": 192, "nprobe": 1024}
+    assert faiss_search._ivfpq_parameters(8_841_823, 768, {}, True) == {"nlist": 16384, "M": 96, "nprobe": 1024}
+    assert faiss_search._ivfpq_parameters(10_240, 100, {"nprobe": 3}, False) == {"nlist": 256, "M": 25, "nprobe": 3}
 
 
 @pytest.fixture
