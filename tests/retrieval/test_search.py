@@ -4,10 +4,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from benchmarks.search import differences
+from retromae_jax.data.retrieval import load_collection
+from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.models import lexical
 from retromae_jax.parallel import DATA
 from retromae_jax.retrieval import device_search, faiss_search, lexical_search, slices
+from retromae_jax.retrieval.encode import encode_texts
 from retromae_jax.retrieval.search import Method, PassageIndex
 from retromae_jax.retrieval.top_k import TopK
 
@@ -136,6 +140,19 @@ def test_real_numbers_in_a_memory_map(method, dtype, tmp_path, rows_at_once):
     wanted_scores, wanted_indices = brute_force(queries, stored, 20)
     np.testing.assert_array_equal(indices, wanted_indices)
     np.testing.assert_allclose(scores, wanted_scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.long
+def test_exact_methods_rank_real_embeddings_alike(minilm_directory, retrieval_data, rows_at_once):
+    """Wherever scores are further apart than rounding."""
+    collection = load_collection(retrieval_data / "cranfield", "test")
+    encoder = Encoder.from_pretrained(str(minilm_directory))
+    queries = encode_texts(encoder, list(collection.queries.values()), "query")
+    passages = encode_texts(encoder, collection.passages.texts(), "passage")
+    rows_at_once(300, encoder.dimension, 100)
+    places, largest = differences(search(queries, passages, 200, "device"), search(queries, passages, 200, "flat"))
+    assert places == 0
+    assert largest < 1e-6
 
 
 @pytest.mark.parametrize("method", EXACT)
