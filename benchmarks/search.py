@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import faiss
@@ -162,9 +163,16 @@ def measure(system: str, directory: Path, k: int, threads: int, is_warmed: bool)
 
 
 def in_own_process(*arguments) -> tuple[dict, Found]:
-    """`measure` in a process of its own."""
+    """`measure` in a process of its own.
+
+    Raises:
+        InputError: if the process ends early, of too little memory for example.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+        try:
+            return pool.submit(measure, *arguments).result()
+        except BrokenProcessPool as error:
+            raise InputError(f"{arguments[0]} ended early; take fewer passages if memory ran out") from error
 
 
 def make_embeddings(directory: Path, passages: int, width: int, queries: int, dtype: str, seed: int) -> None:
