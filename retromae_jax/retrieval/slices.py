@@ -20,7 +20,7 @@ HALF_PRECISION = {
 }
 
 
-class Embeddings(Protocol):
+class StoredEmbeddings(Protocol):
     """Stored embeddings, or an array of them."""
 
     @property
@@ -38,7 +38,7 @@ class Slices:
         task: what the progress is called.
     """
 
-    def __init__(self, embeddings: Embeddings, share: range, task: str):
+    def __init__(self, embeddings: StoredEmbeddings, share: range, task: str):
         self.embeddings, self.share, self.task = embeddings, share, task
 
     def float32(self) -> Iterator[tuple[int, np.ndarray]]:
