@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from eval import retriever
-from eval.measure import add_collection_arguments, passage_indices, positive
+from eval.measure import add_collection_arguments, add_titles_argument, passage_indices, positive
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Collection, load_collection
@@ -60,6 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     search.add_argument("--bm25", action="store_true", help="search with BM25")
     search.add_argument("--run", type=Path, help="read a TREC run, in which lines of a query follow each other")
     add_collection_arguments(parser, "train")
+    add_titles_argument(parser)
     parser.add_argument("--output", type=Path, required=True, help="file of hard negatives to write")
     parser.add_argument("--from-rank", type=positive, default=2, help="first rank of the window (default: 2)")
     parser.add_argument("--to-rank", type=positive, default=200, help="last rank of the window (default: 200)")

@@ -134,7 +134,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     return report(collection, (scores, indices), output, system, arguments.titles, settings, seconds, before)
 
 
-def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[dict[str, float], list[np.ndarray]]:
+def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[Scores, list[np.ndarray]]:
     """How good a run's best `depth` passages are; and for each query of the collection, their indices."""
     run = read_run(path)
     best = {query: dict(ranking(run.get(query, {}))[:depth]) for query in collection.queries}
@@ -143,7 +143,7 @@ def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[dict[s
         raise InputError(f"{path}: none of its queries is judged in the split {collection.split!r}; take a run of it")
     indices = passage_indices(path, collection, passages)
     before = score(best, collection.qrels, measures_of(depth), collection.relevance_level)
-    return before.means, np.split(indices, np.cumsum([len(found) for found in best.values()])[:-1])
+    return before, np.split(indices, np.cumsum([len(found) for found in best.values()])[:-1])
 
 
 def _of_file(path: Path, collection: Collection) -> list[np.ndarray]:
