@@ -32,6 +32,7 @@ from retromae_jax.retrieval.significance import Difference, adjusted, difference
 
 QUERIES, CHARACTERS = 3, 80
 AGAIN = "run the evaluation again"
+DESCRIBED = {"collection", "split", "queries", "passages", "intervals"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,7 @@ def read_evaluation(directory: Path) -> Evaluation:
         raise InputError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from error
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
         is_complete = False
-    if not is_complete or not {"collection", "split", "queries"} <= description.keys():
+    if not is_complete or not DESCRIBED <= description.keys():
         raise InputError(f"{path}: not what an evaluation writes; {AGAIN}")
     return Evaluation(directory, description, Scores(means, dict(sorted(per_query.items()))), texts)
 
