@@ -151,7 +151,7 @@ def read_evaluation(directory: Path) -> Evaluation:
         raise InputError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from error
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
         is_complete = False
-    if not is_complete or not DESCRIBED <= description.keys():
+    if not is_complete or not description.keys() >= DESCRIBED:
         raise InputError(f"{path}: not what an evaluation writes; {AGAIN}")
     return Evaluation(directory, description, Scores(means, dict(sorted(per_query.items()))), texts)
 

@@ -233,7 +233,7 @@ def report_run(
     )
     write_lines(output / "metrics.json", [json.dumps(description, indent=2)])
     write_lines(output / "report.html", [page.page(title, description, collection, run, plotted)])
-    say(f"run, scores and report.html: {output}")
+    say(f"run and scores: {output}, with report.html to read")
     return scores
 
 
