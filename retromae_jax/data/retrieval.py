@@ -55,7 +55,7 @@ class Collection:
     Attributes:
         directory: where it was read.
         split: name of the split.
-        passages: all passages.
+        passages: all passages; None where a qrels file alone was read (`load_qrels`).
         queries: id -> text of the queries that the split judges, in the order of their file.
         qrels: query id -> {passage id: grade}.
         relevance_level: smallest grade that counts as relevant where a measure knows relevant and not relevant only:
@@ -64,7 +64,7 @@ class Collection:
 
     directory: Path
     split: str
-    passages: "Passages"
+    passages: "Passages | None"
     queries: dict[str, str]
     qrels: Qrels
     relevance_level: int
@@ -102,6 +102,20 @@ def load_collection(directory: str | Path, split: str) -> Collection:
         qrels=qrels,
         relevance_level=files.relevance_level,
     )
+
+
+def load_qrels(path: Path) -> Collection:
+    """Reads judgements alone, BEIR's or TREC's, to score runs where the collection is not.
+
+    Returns:
+        A collection without passages: its split is the file's name, and the texts of its queries are their ids.
+
+    Raises:
+        InputError: if the file is missing or a line is broken.
+    """
+    qrels = read_judgements(path, has_header=Lines(path)[0].startswith("query-id\t")).qrels()
+    is_graded = path.name.removesuffix(".gz") in {name for name, _ in TREC_DL.values()}
+    return Collection(path.parent, path.name, None, {query: query for query in qrels}, qrels, 2 if is_graded else 1)
 
 
 # Passages.

@@ -1,6 +1,7 @@
 """The command from end to end, with an encoder of which the right answers are known."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,7 +64,10 @@ def test_writes_run_and_scores(collection, calls, tmp_path, capsys):
         "10 Q0 1 4 0.0 mine",
     ]
     assert written.run[4:6] == ["11 Q0 3 1 3.0 mine", "11 Q0 2 2 2.0 mine"]
-    assert [(values["query"], values["MRR@10"]) for values in written.per_query] == [("10", 1.0), ("11", 0.5)]
+    assert [(values["query"], values["text"], values["MRR@10"]) for values in written.per_query] == [
+        ("10", "cats purr", 1.0),
+        ("11", "apples fall fruit", 0.5),
+    ]
     metrics = written.metrics
     assert metrics["metrics"] == {
         "MRR@10": 0.75,
@@ -72,15 +76,28 @@ def test_writes_run_and_scores(collection, calls, tmp_path, capsys):
         "nDCG@10": pytest.approx((1 + 1 / np.log2(3)) / 2),
         "MAP": 0.75,
     }
+    # Of two queries drawn from two, both are the first, or the second, in a quarter of the cases.
+    assert metrics["intervals"]["MRR@10"] == [0.5, 1.0] and metrics["intervals"]["Recall@50"] == [1.0, 1.0]
     assert (metrics["queries"], metrics["passages"], metrics["split"]) == (2, 4, "dev")
     assert (metrics["passages_file"], metrics["titles"]) == ("corpus.tsv", False)
     assert metrics["settings"]["model"] == "models/mine/"
     assert metrics["seconds"].keys() == {"encode", "search"}
-    assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "per_query.jsonl", "run.trec"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "metrics.json",
+        "per_query.jsonl",
+        "report.html",
+        "run.trec",
+    ]
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "animals, dev: 2 queries, 4 passages of corpus.tsv without titles"
-    assert printed[1].split() == ["system", "MRR@10", "Recall@100", "nDCG@10", "MAP"]
-    assert printed[3].split() == ["mine", "0.7500", "1.0000", "0.8155", "0.7500"]
+    assert printed[2].split() == ["system", "MRR@10", "Recall@100", "nDCG@10", "MAP"]
+    assert re.split("  +", printed[4]) == [
+        "mine",
+        "0.7500 ± 0.2500",
+        "1.0000 ± 0.0000",
+        "0.8155 ± 0.1845",
+        "0.7500 ± 0.2500",
+    ]
 
 
 def test_titles_and_defaults(collection, calls, tmp_path, capsys, monkeypatch):

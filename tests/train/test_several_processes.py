@@ -215,7 +215,7 @@ def test_two_processes_encode_as_one(runs):
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
     # The shares that passed through files there are gone.
     files = [sorted(path.name for path in (run / "encoded").iterdir()) for run in (one, two)]
-    assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "run.trec"]
+    assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "report.html", "run.trec"]
 
 
 def test_two_processes_mine_and_score_as_one(runs):
