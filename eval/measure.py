@@ -88,17 +88,18 @@ def positive(argument: str) -> int:
     return number
 
 
-def open_evaluation(arguments: argparse.Namespace, system: str) -> tuple[Collection, Path]:
+def open_evaluation(arguments: argparse.Namespace, system: str, keep_unknown: bool = False) -> tuple[Collection, Path]:
     """Reads the collection and makes the output directory, so that mistakes show before the work.
 
     Args:
         arguments: of `argument_parser`.
         system: name of what is evaluated.
+        keep_unknown: as of `load_collection`.
 
     Raises:
         InputError: if the collection cannot be read, or the output not written.
     """
-    collection = load_collection(arguments.collection, arguments.split)
+    collection = load_collection(arguments.collection, arguments.split, keep_unknown)
     output = arguments.output
     if output is None:
         name = arguments.collection.resolve().name

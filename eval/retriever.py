@@ -16,13 +16,16 @@ from retromae_jax.retrieval.search import search
 QUERY_MAX_LENGTH = 32
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say how texts are encoded; the model is `--model`, which commands add themselves."""
-    parser.add_argument(
-        "--query-max-length",
-        type=positive,
-        help=f"tokens of a query (default: {QUERY_MAX_LENGTH}, or the model's own maximum where that is less)",
-    )
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    query_default: str = f"{QUERY_MAX_LENGTH}, or the model's own maximum where that is less",
+) -> None:
+    """Adds the arguments that say how texts are encoded; the model is `--model`, which commands add themselves.
+
+    Args:
+        query_default: how long queries may be where nothing is said, for the help.
+    """
+    parser.add_argument("--query-max-length", type=positive, help=f"tokens of a query (default: {query_default})")
     parser.add_argument(
         "--passage-max-length", type=positive, help="tokens of a passage (default: the model's own maximum)"
     )

@@ -23,7 +23,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retromae_jax.data.lines import BadLineError, Lines, check_unique, checked_id, columns, encodable, json_object
+from retromae_jax.data.lines import (
+    BadLineError,
+    Lines,
+    check_unique,
+    checked_id,
+    columns,
+    counted,
+    encodable,
+    json_object,
+)
 from retromae_jax.data.qrels import Qrels, read_judgements
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
@@ -76,23 +85,37 @@ class Collection:
             for query in self.queries
         ]
         indices = self.passages.indices([passage for passages in relevant for passage in passages])
-        return np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
+        found = np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
+        return [passages[passages >= 0] for passages in found]
 
 
-def load_collection(directory: str | Path, split: str) -> Collection:
+def load_collection(directory: str | Path, split: str, keep_unknown: bool = False) -> Collection:
     """Reads a collection in either layout and checks that passages, queries and qrels belong together.
+
+    Args:
+        directory: the collection's.
+        split: name of the qrels.
+        keep_unknown: keep judgements of passages that are not there, and say how many there are. Some published qrels
+            have a few, and scores are to count them as trec_eval does, as passages that no search finds.
 
     Raises:
         InputError: if a file is missing, a line is broken, an id stands twice, a query is empty, or the qrels name an
-            unknown query or passage.
+            unknown query or passage (with `keep_unknown`, nothing but unknown passages).
     """
     directory = Path(directory)
-    files = _locate(directory, split)
+    files = locate(directory, split)
     judgements = read_judgements(files.qrels, has_header=files.is_beir)
     queries = _read_queries(files.queries, is_json=files.is_beir)
     judgements.check_known("query", [query in queries for query in judgements.queries], files.queries)
     passages = load_passages(directory)
-    judgements.check_known("passage", passages.indices(judgements.passages) >= 0, passages.path)
+    is_known = passages.indices(judgements.passages) >= 0
+    if not keep_unknown or not is_known.any():
+        judgements.check_known("passage", is_known, passages.path)
+    elif not is_known.all():
+        say(
+            f"{files.qrels}: {counted(np.count_nonzero(~is_known), 'line')} of {len(is_known):,} have a passage that "
+            f"{passages.path.name} lacks; it counts as one that is not found"
+        )
     qrels = judgements.qrels()
     return Collection(
         directory=directory,
@@ -324,25 +347,33 @@ def _interleaved(lists: list[np.ndarray]) -> np.ndarray:
 # Files.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
+class Files(NamedTuple):
+    """Where a collection's parts are, and what they say of its layout and measures."""
+
+    passages: Path
     queries: Path
     qrels: Path
     is_beir: bool
     relevance_level: int = 1
 
 
-def _locate(directory: Path, split: str) -> _Files:
+def locate(directory: Path, split: str) -> Files:
+    """Finds a collection's files without reading them.
+
+    Raises:
+        InputError: if one is missing.
+    """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; name one with a collection in BEIR's or MS MARCO's layout")
-    if _is_beir(_passages_file(directory)):
+    passages = _passages_file(directory)
+    if _is_beir(passages):
         queries = _find(directory, BEIR_QUERIES)
         if queries is None:
             raise _missing(directory, "queries", (BEIR_QUERIES,))
         qrels = _find(directory / "qrels", f"{split}.tsv")
         if qrels is None:
             raise _missing(directory / "qrels", f"qrels of a split {split!r}", (f"{split}.tsv",))
-        return _Files(queries, qrels, is_beir=True)
+        return Files(passages, queries, qrels, is_beir=True)
     if split in TREC_DL:
         qrels_name, queries_name = TREC_DL[split]
         choices = {qrels_name: (queries_name,)}
@@ -355,7 +386,7 @@ def _locate(directory: Path, split: str) -> _Files:
             queries = _first(directory, queries_names)
             if queries is None:
                 raise _missing(directory, f"queries of the split {split!r}", queries_names)
-            return _Files(queries, qrels, is_beir=False, relevance_level=2 if split in TREC_DL else 1)
+            return Files(passages, queries, qrels, is_beir=False, relevance_level=2 if split in TREC_DL else 1)
     raise _missing(directory, f"qrels of a split {split!r}", tuple(choices))
 
 
