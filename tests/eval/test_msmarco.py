@@ -1,6 +1,7 @@
 """The command from end to end, with an encoder of which the right answers are known."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 import eval.msmarco
 import eval.retriever
+from eval import published
 from eval.msmarco import main
 from retromae_jax.models.pooling import EncoderSettings
 
@@ -125,6 +127,31 @@ def test_graded_judgements_of_trec(collection, calls, tmp_path):
     assert metrics["metrics"]["MRR@10"] == pytest.approx((0 + 1 / 2) / 2)
     ndcg = (1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3))
     assert metrics["metrics"]["nDCG@10"] == pytest.approx((1 + ndcg) / 2)
+
+
+@pytest.mark.parametrize(
+    "split, measures, known",
+    [
+        ("dev", ["MRR@10", "Recall@1000"], ["RetroMAE, of MS MARCO, distilled", "0.4160", "0.9880", "README"]),
+        ("dl19", ["nDCG@10"], ["RetroMAE, distilled", "0.6810", "RetroMAE v2"]),
+    ],
+)
+def test_published_scores_beside_those_of_all_of_ms_marco(
+    split, measures, known, collection, calls, tmp_path, monkeypatch, capsys
+):
+    (collection / "2019qrels-pass.txt").write_text("10 Q0 0 2\n")
+    (collection / "msmarco-test2019-queries.tsv").write_text("10\tcats purr\n")
+    command = f"--model models/mine --collection {collection} --split {split} --output {tmp_path / 'o'}".split()
+    main(command)
+    assert "published" not in capsys.readouterr().out
+    monkeypatch.setattr(published, "MSMARCO_PASSAGES", 4)
+    main(command)
+    lines = capsys.readouterr().out.split(f"MS MARCO, {split}: published scores, which were not measured here")[1]
+    header, _, *rows = [re.split(r"\s{2,}", line) for line in lines.splitlines()[1:]]
+    assert header == ["system", *measures, "published in"]
+    assert known in rows
+    assert rows[-1][0] == "mine, with titles" and rows[-1][-1] == "-"
+    assert "1.0000" in rows[-1]
 
 
 def test_mistakes_show_before_the_model_is_loaded(collection, calls, tmp_path, capsys):
