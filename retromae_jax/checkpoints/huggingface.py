@@ -229,14 +229,14 @@ def weights_files(directory: Path) -> list[Path]:
             f"{pickled[0]}: pickled weights are not read, because unpickling can run code from the file; this converts "
             "them without running any, and needs PyTorch: python -c "
             f'"import torch; from safetensors.torch import save_file; save_file({{k: v.contiguous().clone() '
-            f"for f in {[str(file) for file in pickled]} for k, v in torch.load(f, 'cpu', weights_only=True).items()}}, "
-            f"'{directory / 'model.safetensors'}', {{'format': 'pt'}})\""
+            f"for f in {[str(file) for file in pickled]} for k, v in torch.load(f, 'cpu', weights_only=True).items()}}"
+            f", '{directory / 'model.safetensors'}', {{'format': 'pt'}})\""
         )
     else:
         raise InputError(
-            f"{directory}: no model.safetensors; this is not a Hugging Face model directory, or its weights are pickled "
-            "(pytorch_model.bin), which are not fetched from the Hub: if so, `hf download MODEL --local-dir DIR` and "
-            "name DIR, and you are told how to convert them"
+            f"{directory}: no model.safetensors; this is not a Hugging Face model directory, or its weights are "
+            "pickled (pytorch_model.bin), which are not fetched from the Hub: if so, `hf download MODEL --local-dir "
+            "DIR` and name DIR, and you are told how to convert them"
         )
     if (directory / "objective.safetensors").is_file():
         files.append(directory / "objective.safetensors")
