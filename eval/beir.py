@@ -253,9 +253,10 @@ def _summarize(
         dataset: {measure: fmean(part["metrics"][measure] for part in parts.values()) for measure in MEASURES_SHOWN}
         for dataset, parts in found.items()
     }
-    of_published = {
-        name: {dataset: published.BEIR[dataset][column] for dataset in found if dataset in published.BEIR}
-        for column, name in enumerate(published.BEIR_SYSTEMS)
+    known = [dataset for dataset in found if dataset in published.BEIR]
+    beside = {
+        name: {dataset: published.BEIR[dataset][column] for dataset in known}
+        for column, name in enumerate(published.BEIR_SYSTEMS if known else ())
     }
     rows = [
         {
@@ -263,24 +264,24 @@ def _summarize(
             "queries": sum(part["queries"] for part in parts.values()),
             "passages": sum(part["passages"] for part in parts.values()),
             **means[dataset],
-            **{name: values.get(dataset) for name, values in of_published.items()},
+            **{name: values.get(dataset) for name, values in beside.items()},
         }
         for dataset, parts in found.items()
     ]
     average = {measure: fmean(scores[measure] for scores in means.values()) for measure in MEASURES_SHOWN}
-    # Means over other datasets are not to be compared.
-    is_published = all(dataset in published.BEIR for dataset in found)
     rows.append(
         {
             "dataset": f"mean of {len(found)}",
             "queries": None,
             "passages": None,
             **average,
-            **{name: fmean(values.values()) if is_published else None for name, values in of_published.items()},
+            # Means over other datasets are not to be compared.
+            **{name: fmean(values.values()) if len(known) == len(found) else None for name, values in beside.items()},
         }
     )
     print(f"\n{table(rows, f'BEIR, {arguments.split}: {system}')}")
-    print(f"{', '.join(published.BEIR_SYSTEMS)}: published nDCG@10 on these datasets, not measured here.")
+    if known:
+        print(f"{', '.join(published.BEIR_SYSTEMS)}: published nDCG@10 on these datasets, not measured here.")
     summary = {"system": system, "split": arguments.split, "datasets": means, "mean": average}
     write_lines(output / "beir.json", [json.dumps(summary, indent=2)])
     say(f"results: {output}")

@@ -256,6 +256,7 @@ def test_only_the_first_process_speaks(runs):
         "pretrain: finished",
         "finetune: finished",
         "run and scores",
+        "animals: measured already in the same way",
     ):
         assert part in said
     assert "MRR@10" in printed
