@@ -12,13 +12,12 @@ Each dataset gets the files that all evaluations write, in a directory of its na
 beir.json. Started again, the command takes what is measured already with the same weights, settings and files as it
 is, and goes on with the rest.
 
-As in BEIR, titles stand before texts, texts are cut at the model's own maximum, and a passage with the id of the query
-is left out of what was found for it: in ArguAna and Quora, queries are passages of the collection. Where ids of queries
+As in BEIR, titles stand before texts, queries and passages are cut at the model's own maximum for passages, and a
+passage with the id of the query is left out of what was found for it: in ArguAna and Quora, queries are passages of the collection. Where ids of queries
 and passages have nothing to do with each other, measure with `eval.msmarco` instead, which leaves out none.
 """
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,10 @@ import numpy as np
 
 from eval import published, retriever
 from eval.downloads import LICENSED
-from eval.measure import open_evaluation, positive, report
+from eval.measure import add_titles_argument, open_evaluation, positive, report
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import locate
-from retromae_jax.data.tokenization import fingerprint
-from retromae_jax.encoder import Encoders
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.files import read_json
 from retromae_jax.logging import say, table
@@ -58,6 +55,7 @@ CQADUPSTACK_PARTS = (
     "wordpress",
 )
 MEASURES_SHOWN = ("nDCG@10", "Recall@100")
+_, PASSAGE = KINDS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,18 +74,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a dataset of --data, or the directory of a collection in BEIR's layout (default: all of the 18 there)",
     )
     parser.add_argument("--split", default="test", help="which qrels (default: %(default)s)")
-    parser.add_argument(
-        "--titles",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="put passages' titles before their texts (default: yes, where there are titles)",
-    )
+    add_titles_argument(parser)
     parser.add_argument("--output", type=Path, help="directory of the results (default: runs/eval/beir/SYSTEM)")
     parser.add_argument(
         "--depth", type=positive, default=1000, help="passages to rank for each query (default: %(default)s)"
     )
-    retriever.add_arguments(parser, query_default="the model's own maximum")
+    retriever.add_encoder_arguments(parser)
     hosts.add_flags(parser)
+    # BEIR's titles stand before texts, whatever the model was trained on.
+    parser.set_defaults(titles=True, embeddings=None)
     arguments = parser.parse_args(argv)
     if arguments.depth < 100:
         parser.error(f"--depth {arguments.depth} is less than the 100 of Recall@100")
@@ -109,9 +104,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]] | Non
     files = {path: locate(path, arguments.split) for parts in datasets.values() for path in parts.values()}
     output = arguments.output or Path("runs", "eval", "beir", system)
     if arguments.query_max_length is None:
-        arguments.query_max_length = source.of_kind(KINDS[0]).settings.max_length
+        # Some of BEIR's queries are as long as passages, whatever the model was trained on.
+        arguments.query_max_length = source.of_kind(PASSAGE).settings.max_length
     encoder = retriever.Retriever(arguments)
-    settings = encoder.settings | {"titles": arguments.titles, "weights": _digest(encoder.encoders)}
+    digests = {f"{kind}_encoder": getattr(encoder.encoders, kind).digest for kind in KINDS}
+    settings = encoder.settings | {"titles": arguments.titles} | digests
 
     found: dict[str, dict[str, dict]] = {}
     for dataset, parts in datasets.items():
@@ -175,17 +172,6 @@ def _parts(directory: Path) -> dict[str, Path]:
     return {part: directory / part for part in CQADUPSTACK_PARTS}
 
 
-def _digest(encoders: Encoders) -> str:
-    """A short hash of what makes embeddings of texts: equal models have equal ones, wherever they lie."""
-    digest = hashlib.sha256()
-    for encoder in encoders:
-        digest.update(f"{encoder.settings} {fingerprint(encoder.tokenizer)}".encode())
-        for name, value in sorted(encoder.weights.items()):
-            digest.update(name.encode())
-            digest.update(np.asarray(value).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _evaluate(
     arguments: argparse.Namespace, system: str, encoder: retriever.Retriever, settings: Mapping[str, object]
 ) -> dict | None:
@@ -202,10 +188,9 @@ def _evaluate(
         say(
             f"{arguments.collection}: {relevant:,} queries are judged with a passage of their own id, which is left out"
         )
-    passages = collection.passages.texts(arguments.titles, arguments.title_separator)
     with hosts.scratch(output / ".embeddings", "--output") as directory:
         started = time.monotonic()
-        encoder.index(passages, directory)
+        encoder.index(collection.passages, directory)
         encoded = time.monotonic()
         # One more, in the place of the query's own passage.
         queries = list(collection.queries.values())

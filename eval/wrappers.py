@@ -6,8 +6,8 @@
     import mteb
     mteb.evaluate(MtebModel("exported/beir"), mteb.get_tasks(tasks=["SciFact"]))
 
-Both packages compute scores and rankings themselves. What they call a model makes the embeddings that `eval.beir`
-searches: texts are cut at the model's own maximum, and titles stand before texts with a space between.
+Both packages compute scores and rankings themselves. Texts are prompted and cut as the model says of itself, or as
+further arguments say, fields of `EncoderSettings`: `BeirModel("exported/beir", query_max_length=512)`.
 """
 
 import functools
@@ -26,19 +26,22 @@ QUERY, PASSAGE = KINDS
 
 
 class _Model:
-    def __init__(self, name_or_directory: str, batch_size: int = 64, compute_dtype: str = "float32"):
+    def __init__(
+        self, name_or_directory: str, batch_size: int | None = None, compute_dtype: str = "float32", **changes: Any
+    ):
         """Opens a model.
 
         Args:
             name_or_directory: Hugging Face directory, Hub name or run directory, of one encoder or untied ones.
-            batch_size: texts computed at once.
+            batch_size: as for `encode_texts`.
             compute_dtype: of activations, float32 or bfloat16.
+            changes: fields of `EncoderSettings` that are to differ from the model's own.
 
         Raises:
-            InputError: if there is no such model, or its embeddings are more than vectors to multiply.
+            InputError: if there is no such model, or its embeddings are no vectors that others can search.
         """
         self.name, self.batch_size = name_or_directory, batch_size
-        self.encoders = Encoders.from_pretrained(name_or_directory, compute_dtype=compute_dtype)
+        self.encoders = Encoders.from_pretrained(name_or_directory, compute_dtype, **changes)
         if self.encoders.passage.settings.lexical_top_k:
             raise InputError(
                 f"{name_or_directory}: embeddings with a lexical part are no vectors that others can search"
@@ -46,8 +49,7 @@ class _Model:
 
     def embed(self, texts: Sequence[str], kind: str) -> np.ndarray:
         """Embeddings, float32 [N, D], of queries or passages."""
-        encoder, task = getattr(self.encoders, kind), {QUERY: "queries", PASSAGE: "passages"}[kind]
-        return encode_texts(encoder, texts, encoder.max_length, self.batch_size, task)
+        return encode_texts(getattr(self.encoders, kind), texts, kind, self.batch_size)
 
 
 class BeirModel(_Model):
@@ -59,7 +61,9 @@ class BeirModel(_Model):
 
     def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **_: Any) -> np.ndarray:
         """Embeddings of passages with `title` and `text`, float32 [N, D]."""
-        return self.embed([f"{passage.get('title') or ''} {passage['text']}".strip() for passage in corpus], PASSAGE)
+        separator = self.encoders.passage.settings.title_separator
+        texts = [separator.join(filter(None, (passage.get("title"), passage["text"]))) for passage in corpus]
+        return self.embed(texts, PASSAGE)
 
 
 class MtebModel(_Model):

@@ -114,7 +114,7 @@ def test_vectors_are_those_of_transformers(name, version, layout, minilm_directo
     convert(directory)
     encoder = Encoder.from_pretrained(str(directory))
     assert encoder.settings == EncoderSettings("cls", False, 512)
-    np.testing.assert_allclose(encode_texts(encoder, TEXTS, 32), expected, atol=1e-5)
+    np.testing.assert_allclose(encode_texts(encoder, TEXTS, "passage"), expected, atol=1e-5)
 
     # Fine-tuning begins with all of it, pretraining with as much as there is, and nothing is left over but the pooler.
     source = open_model(str(directory))

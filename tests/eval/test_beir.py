@@ -28,18 +28,24 @@ def vectors(texts):
     return found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-9)
 
 
+class Searched(list):
+    """How many passages were searched, dataset by dataset; and the weights, which have a digest."""
+
+
 @pytest.fixture
 def searched(monkeypatch):
-    """Vectors of words in place of a model's; how many passages were searched, dataset by dataset."""
-    searched = []
+    """Vectors of words in place of a model's."""
+    weights, searched = SimpleNamespace(digest="0123"), Searched()
 
     class Retriever:
         def __init__(self, arguments):
             assert arguments.query_max_length == 24
-            self.encoders, self.settings = (), {"model": arguments.model, "pooling": arguments.pooling}
+            self.encoders = SimpleNamespace(query=weights, passage=weights)
+            self.settings = {"model": arguments.model, "pooling": arguments.pooling}
+            self.titles = arguments.titles
 
         def index(self, passages, directory):
-            self.passages = vectors(passages[:])
+            self.passages = vectors(passages.texts(self.titles)[:])
             searched.append(len(passages))
 
         def search_on_all_hosts(self, queries, k, directory):
@@ -54,7 +60,7 @@ def searched(monkeypatch):
     source = SimpleNamespace(of_kind=lambda kind: SimpleNamespace(settings=EncoderSettings("cls", False, 24)))
     monkeypatch.setattr(beir, "open_model", lambda model: source)
     monkeypatch.setattr(beir.retriever, "Retriever", Retriever)
-    monkeypatch.setattr(beir, "_digest", lambda encoders: "0123")
+    searched.weights = weights
     return searched
 
 
@@ -185,7 +191,7 @@ def test_what_is_measured_in_the_same_way_is_not_measured_again(searched, tmp_pa
     with pytest.raises(SystemExit):
         main(f"{command} --dataset quora".split())
     assert "have a passage that" in capsys.readouterr().err
-    monkeypatch.setattr(beir, "_digest", lambda encoders: "4567")
+    searched.weights.digest = "4567"
     main(f"{command} --dataset scifact".split())
     assert len(searched) == 7
 
