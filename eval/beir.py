@@ -13,8 +13,9 @@ beir.json. Started again, the command takes what is measured already with the sa
 is, and goes on with the rest.
 
 As in BEIR, titles stand before texts, queries and passages are cut at the model's own maximum for passages, and a
-passage with the id of the query is left out of what was found for it: in ArguAna and Quora, queries are passages of the collection. Where ids of queries
-and passages have nothing to do with each other, measure with `eval.msmarco` instead, which leaves out none.
+passage with the id of the query is left out of what was found for it: in ArguAna and Quora, queries are passages of the
+collection. Where ids of queries and passages have nothing to do with each other, measure with `eval.msmarco` instead,
+which leaves out none.
 """
 
 import argparse
