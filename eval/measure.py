@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from eval import page
+from retromae_jax.data.batches import BATCH_SIZES
 from retromae_jax.data.retrieval import Collection, load_collection
 from retromae_jax.errors import InputError
 from retromae_jax.logging import say, table
@@ -65,12 +66,12 @@ def add_split_argument(parser: argparse.ArgumentParser, split: str) -> None:
 
 
 def add_titles_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument that says what passages' texts are."""
+    """Adds the argument that says what of a passage is read."""
     parser.add_argument(
         "--titles",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="put passages' titles before their texts (default: yes, where there are titles)",
+        help="put passages' titles, where there are some, before their texts (default: as the model says, or else yes)",
     )
 
 
@@ -92,11 +93,11 @@ def passage_indices(run: Path, collection: Collection, passages: Sequence[str]) 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every command that runs a model."""
     parser.add_argument(
-        "--title-separator",
-        default=" ",
-        help="between title and text (default: a space; the published MS MARCO models want [SEP])",
+        "--batch-size",
+        type=positive,
+        help="texts that each device computes at once where they are as long as may be; of shorter ones as many more "
+        f"(default: {BATCH_SIZES['cpu']} on CPUs, {BATCH_SIZES['tpu']} on accelerators)",
     )
-    parser.add_argument("--batch-size", type=positive, default=64, help="texts computed at once (default: 64)")
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
 
 
@@ -108,17 +109,18 @@ def positive(argument: str) -> int:
     return number
 
 
-def open_evaluation(arguments: argparse.Namespace, system: str) -> tuple[Collection, Path]:
+def open_evaluation(arguments: argparse.Namespace, system: str, keep_unknown: bool = False) -> tuple[Collection, Path]:
     """Reads the collection and makes the output directory, so that mistakes show before the work.
 
     Args:
         arguments: of `argument_parser`.
         system: name of what is evaluated.
+        keep_unknown: as of `load_collection`.
 
     Raises:
         InputError: if the collection cannot be read, or the output not written.
     """
-    collection = load_collection(arguments.collection, arguments.split)
+    collection = load_collection(arguments.collection, arguments.split, keep_unknown)
     return collection, open_output(arguments.output, collection, system)
 
 

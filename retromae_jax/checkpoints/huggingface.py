@@ -7,6 +7,9 @@ a cross-encoder that `AutoModelForSequenceClassification` and sentence-transform
 language model that `AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in
 `objective.safetensors`, so that pretraining can be continued.
 
+`retrieval.json` of an encoder holds what makes texts of queries and passages: the longest query, whether titles stand
+before texts, and what is between them.
+
 An encoder whose embeddings have a lexical part holds, in `lexical/`, the head that scores the vocabulary, under the
 names of `AutoModelForMaskedLM`, and how many words are kept. No other package knows that directory: what they open is
 the dense part.
@@ -89,6 +92,13 @@ FAMILIES = {
 }
 # Directories of an encoder's modules.
 POOLING, DENSE, LEXICAL = "1_Pooling", "2_Dense", "lexical"
+# Holds the prompts, in sentence-transformers' words; the names by which it knows those of queries and of passages, in
+# the order in which it looks for them.
+PROMPTS = "config_sentence_transformers.json"
+QUERY_PROMPTS, PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")
+# Holds what else of `EncoderSettings` makes texts of queries and passages, which no other package knows.
+TEXTS = "retrieval.json"
+OF_TEXTS = {"query_max_length": int, "titles": bool, "title_separator": str}
 # What `torch.nn` calls no activation.
 NO_ACTIVATION = "torch.nn.modules.linear.Identity"
 # Lists the files that an export wrote, so that the next one knows what it may replace.
@@ -183,7 +193,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
         InputError: if there are no safetensors weights, or a file is broken.
     """
     tensors = {}
-    for file in _weights_files(directory):
+    for file in weights_files(directory):
         with _opened(file) as opened:
             for name in opened.keys():  # noqa: SIM118, it is no dictionary
                 tensors[name] = np.asarray(opened.get_tensor(name), np.float32)
@@ -193,7 +203,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
 def tensor_names(directory: Path) -> list[str]:
     """Names of a directory's tensors, which are not read; errors as of `read_tensors`."""
     names = []
-    for file in _weights_files(directory):
+    for file in weights_files(directory):
         with _opened(file) as opened:
             names += opened.keys()
     return names
@@ -209,7 +219,12 @@ def _opened(file: Path) -> Iterator[safe_open]:
         raise InputError(f"{file}: cannot be read as safetensors ({error}); fetch or export it again") from error
 
 
-def _weights_files(directory: Path) -> list[Path]:
+def weights_files(directory: Path) -> list[Path]:
+    """The files of a directory's tensors.
+
+    Raises:
+        InputError: if there are none, or pickled ones only; the message says how to convert these.
+    """
     index = directory / "model.safetensors.index.json"
     if (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]
@@ -219,17 +234,30 @@ def _weights_files(directory: Path) -> list[Path]:
             raise InputError(f"{index}: no weight_map from tensors to files; fetch or export it again")
         # Only files of this directory, whatever the map says.
         files = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
-    elif pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pkl")]):
+    elif pickled := _pickled(directory):
         raise InputError(
-            f"{pickled[0]}: pickled weights are not read, because unpickling runs code from the file; convert them "
-            f'where you trust them: python -c "from transformers import AutoModelForMaskedLM as M; '
-            f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
+            f"{pickled[0]}: pickled weights are not read, because unpickling can run code from the file; this converts "
+            "them without running any, and needs PyTorch: python -c "
+            f'"import torch; from safetensors.torch import save_file; save_file({{k: v.contiguous().clone() '
+            f"for f in {[str(file) for file in pickled]} for k, v in torch.load(f, 'cpu', weights_only=True).items()}}"
+            f", '{directory / 'model.safetensors'}', {{'format': 'pt'}})\""
         )
     else:
-        raise InputError(f"{directory}: no model.safetensors; this is not a Hugging Face model directory")
+        raise InputError(
+            f"{directory}: no model.safetensors; this is not a Hugging Face model directory, or its weights are "
+            "pickled (pytorch_model.bin), which are not fetched from the Hub: if so, `hf download MODEL --local-dir "
+            "DIR` and name DIR, and you are told how to convert them"
+        )
     if (directory / "objective.safetensors").is_file():
         files.append(directory / "objective.safetensors")
     return files
+
+
+def _pickled(directory: Path) -> list[Path]:
+    """Files of pickled weights; others than Hugging Face's may be anything."""
+    return sorted(directory.glob("pytorch_model*.bin")) or sorted(
+        file for suffix in ("bin", "pt", "pkl") for file in directory.glob(f"*.{suffix}")
+    )
 
 
 def save_encoder(
@@ -256,7 +284,9 @@ def save_encoder(
     encoders = {kind: of_kind(parameters, kind) for kind in KINDS} if settings.untie_encoder else {"": parameters}
     files, weights = {}, {}
     for folder, of_encoder in encoders.items():
-        own_files, own_weights = _encoder(config, of_encoder, tokenizer, settings)
+        # Whoever opens an encoder of queries alone cuts queries where we do.
+        own_settings = dataclasses.replace(settings, max_length=settings.max_length_of(folder))
+        own_files, own_weights = _encoder(config, of_encoder, tokenizer, own_settings)
         files |= {str(Path(folder, name)): content for name, content in own_files.items()}
         weights |= {str(Path(folder, name)): tensors for name, tensors in own_weights.items()}
     _write(directory, files, weights, tokenizer, list(encoders))
@@ -286,6 +316,7 @@ def _encoder(
         weights[f"{DENSE}/model.safetensors"] = linear
     if settings.normalize:
         modules["Normalize"] = f"{len(modules)}_Normalize"
+    prompts = {QUERY_PROMPTS[0]: settings.query_prompt, PASSAGE_PROMPTS[0]: settings.passage_prompt}
     files = {
         "config.json": _config_json(config, "Model", tokenizer),
         "modules.json": [
@@ -300,11 +331,12 @@ def _encoder(
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
         "sentence_bert_config.json": {"max_seq_length": settings.max_length, "do_lower_case": False},
-        "config_sentence_transformers.json": {
-            "prompts": {},
+        PROMPTS: {
+            "prompts": {name: prompt for name, prompt in prompts.items() if prompt},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if settings.normalize else "dot",
         },
+        TEXTS: {key: getattr(settings, key) for key in OF_TEXTS},
     }
     if settings.projection:
         files[f"{DENSE}/config.json"] = {

@@ -15,6 +15,7 @@ millions of passages can be read in any order. A `.gz` file is unpacked into a t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -23,7 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retromae_jax.data.lines import BadLineError, Lines, check_unique, checked_id, columns, encodable, json_object
+from retromae_jax.data.lines import (
+    BadLineError,
+    Lines,
+    check_unique,
+    checked_id,
+    columns,
+    counted,
+    encodable,
+    json_object,
+)
 from retromae_jax.data.qrels import Qrels, read_judgements
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
@@ -76,23 +86,37 @@ class Collection:
             for query in self.queries
         ]
         indices = self.passages.indices([passage for passages in relevant for passage in passages])
-        return np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
+        found = np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
+        return [passages[passages >= 0] for passages in found]
 
 
-def load_collection(directory: str | Path, split: str) -> Collection:
+def load_collection(directory: str | Path, split: str, keep_unknown: bool = False) -> Collection:
     """Reads a collection in either layout and checks that passages, queries and qrels belong together.
+
+    Args:
+        directory: the collection's.
+        split: name of the qrels.
+        keep_unknown: keep judgements of passages that are not there, and say how many there are. Some published qrels
+            have a few, and scores are to count them as trec_eval does, as passages that no search finds.
 
     Raises:
         InputError: if a file is missing, a line is broken, an id stands twice, a query is empty, or the qrels name an
-            unknown query or passage.
+            unknown query or passage (with `keep_unknown`, nothing but unknown passages).
     """
     directory = Path(directory)
-    files = _locate(directory, split)
+    files = locate(directory, split)
     judgements = read_judgements(files.qrels, has_header=files.is_beir)
     queries = _read_queries(files.queries, is_json=files.is_beir)
     judgements.check_known("query", [query in queries for query in judgements.queries], files.queries)
     passages = load_passages(directory)
-    judgements.check_known("passage", passages.indices(judgements.passages) >= 0, passages.path)
+    is_known = passages.indices(judgements.passages) >= 0
+    if not keep_unknown or not is_known.any():
+        judgements.check_known("passage", is_known, passages.path)
+    elif not is_known.all():
+        say(
+            f"{files.qrels}: {counted(np.count_nonzero(~is_known), 'line')} of {len(is_known):,} have a passage that "
+            f"{passages.path.name} lacks; it counts as one that is not found"
+        )
     qrels = judgements.qrels()
     return Collection(
         directory=directory,
@@ -166,6 +190,12 @@ class Passages(Sequence[Passage]):
             _, title = self._title_lines.parsed(self._title_rows[index], _id_and_text)
         return Passage(title, text)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content of their file, and of that of their titles if it is another."""
+        titles = [] if self._title_lines is None else [self._title_lines.sha256()]
+        return "-".join([self._lines.sha256(), *titles])
+
     def indices(self, ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Where the passages with these ids stand, int64; -1 for an unknown id. One call for many ids is fastest."""
         return indices_of(self.ids, ids)
@@ -232,8 +262,8 @@ def indices_of(known: pa.LargeStringArray, ids: Sequence[str] | pa.Array) -> np.
     return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
-def load_passages(directory: str | Path) -> Passages:
-    """Reads the passages of a collection in either layout.
+def load_passages(directory_or_file: str | Path) -> Passages:
+    """Reads the passages of a collection in either layout, or of one file of such passages, or the queries of one.
 
     A passage with neither title nor text is kept, and said: known collections have some, and leaving them out would
     change their scores.
@@ -241,19 +271,38 @@ def load_passages(directory: str | Path) -> Passages:
     Raises:
         InputError: if the file is missing or a line of it is broken, or an id stands twice.
     """
-    directory = Path(directory)
-    path = _passages_file(directory)
+    path = Path(directory_or_file)
+    if not path.is_file():
+        path = _passages_file(path)
     lines = Lines(path)
-    if _is_beir(path):
+    if _is_json(path):
         passages = Passages(lines, _passage_from_json)
     else:
         is_titled = lines[0].count("\t") == 2
         passages = Passages(lines, _id_title_and_text if is_titled else _passage_without_title)
-        titles = _find(directory, MSMARCO_TITLES)
+        titles = _find(path.parent, MSMARCO_TITLES)
         if titles is not None and path.name.startswith("para."):
             passages.join_titles(Lines(titles))
     passages.warn_of_empty()
     return passages
+
+
+def load_queries(directory_or_file: str | Path) -> Passages:
+    """Reads all queries of a collection in BEIR's layout, or of a file in either, judged or not, as if passages.
+
+    Raises:
+        InputError: if the file is missing or a line of it is broken, or an id stands twice.
+    """
+    path = Path(directory_or_file)
+    if path.is_dir():
+        path = _find(path, BEIR_QUERIES)
+        if path is None:
+            names = sorted(path.name for path in Path(directory_or_file).glob("*queries*"))
+            raise InputError(
+                f"{directory_or_file}: no {BEIR_QUERIES} there; name the file of the queries"
+                + (f", one of {', '.join(names[:20])}" if names else "")
+            )
+    return load_passages(path)
 
 
 # Hard negatives.
@@ -338,25 +387,33 @@ def _interleaved(lists: list[np.ndarray]) -> np.ndarray:
 # Files.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
+class Files(NamedTuple):
+    """Where a collection's parts are, and what they say of its layout and measures."""
+
+    passages: Path
     queries: Path
     qrels: Path
     is_beir: bool
     relevance_level: int = 1
 
 
-def _locate(directory: Path, split: str) -> _Files:
+def locate(directory: Path, split: str) -> Files:
+    """Finds a collection's files without reading them.
+
+    Raises:
+        InputError: if one is missing.
+    """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; name one with a collection in BEIR's or MS MARCO's layout")
-    if _is_beir(_passages_file(directory)):
+    passages = _passages_file(directory)
+    if _is_json(passages):
         queries = _find(directory, BEIR_QUERIES)
         if queries is None:
             raise _missing(directory, "queries", (BEIR_QUERIES,))
         qrels = _find(directory / "qrels", f"{split}.tsv")
         if qrels is None:
             raise _missing(directory / "qrels", f"qrels of a split {split!r}", (f"{split}.tsv",))
-        return _Files(queries, qrels, is_beir=True)
+        return Files(passages, queries, qrels, is_beir=True)
     if split in TREC_DL:
         qrels_name, queries_name = TREC_DL[split]
         choices = {qrels_name: (queries_name,)}
@@ -369,7 +426,7 @@ def _locate(directory: Path, split: str) -> _Files:
             queries = _first(directory, queries_names)
             if queries is None:
                 raise _missing(directory, f"queries of the split {split!r}", queries_names)
-            return _Files(queries, qrels, is_beir=False, relevance_level=2 if split in TREC_DL else 1)
+            return Files(passages, queries, qrels, is_beir=False, relevance_level=2 if split in TREC_DL else 1)
     raise _missing(directory, f"qrels of a split {split!r}", tuple(choices))
 
 
@@ -381,8 +438,9 @@ def _passages_file(directory: Path) -> Path:
     return path
 
 
-def _is_beir(passages_file: Path) -> bool:
-    return passages_file.name.startswith(BEIR_PASSAGES)
+def _is_json(path: Path) -> bool:
+    """Whether a file is in BEIR's layout."""
+    return path.name.removesuffix(".gz").endswith(".jsonl")
 
 
 def _find(directory: Path, name: str) -> Path | None:

@@ -1,8 +1,8 @@
 """Directories that leave the project, opened with the packages that people use; and those that come in."""
 
+import dataclasses
 import json
 import logging
-import shutil
 import subprocess
 import sys
 
@@ -78,7 +78,7 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
     huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings(pooling, normalize, 16))
     encoder = Encoder.from_pretrained(str(directory))
     assert encoder.settings == EncoderSettings(pooling, normalize, 16)
-    ours = encode_texts(encoder, TEXTS, 16)
+    ours = encode_texts(encoder, TEXTS, "passage")
 
     theirs = sentence_transformers.SentenceTransformer(str(directory), device="cpu")
     assert theirs.max_seq_length == 16
@@ -93,6 +93,78 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
     if pooling == "cls":
         np.testing.assert_allclose(output.last_hidden_state[:, 0].numpy(), ours, atol=1e-5)
         np.testing.assert_allclose(output.pooler_output.numpy(), np.tanh(ours), atol=1e-5)
+
+
+def test_prompts_lengths_and_titles_travel_and_prompted_vectors_are_sentence_transformers_own(
+    tmp_path, model, tokenizer, caplog
+):
+    import sentence_transformers
+
+    config, _, weights = model
+    settings = EncoderSettings(
+        "mean",
+        True,
+        16,
+        query_max_length=8,
+        query_prompt="query: ",
+        passage_prompt="passage: ",
+        titles=False,
+        title_separator="[SEP]",
+    )
+    directory = tmp_path / "exported"
+    huggingface.save_encoder(directory, config, weights, tokenizer, settings)
+    encoder = Encoder.from_pretrained(str(directory))
+    assert encoder.settings == settings
+    with caplog.at_level(logging.WARNING):
+        theirs = sentence_transformers.SentenceTransformer(str(directory), device="cpu")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    ours = encode_texts(encoder, TEXTS, "passage")
+    np.testing.assert_allclose(theirs.encode_document(TEXTS), ours, atol=1e-5)
+    theirs.max_seq_length = 8
+    ours = encode_texts(encoder, TEXTS, "query")
+    np.testing.assert_allclose(theirs.encode(TEXTS, prompt_name="query"), ours, atol=1e-5)
+    assert np.max(np.abs(theirs.encode(TEXTS) - ours)) > 1e-3
+    # Whatever they are changed to, the model's own stay what they are elsewhere.
+    changed = Encoder.from_pretrained(str(directory), query_prompt="", titles=True, query_max_length=None)
+    assert changed.settings == dataclasses.replace(settings, query_prompt="", titles=True)
+
+    # As sentence-transformers finds them: passages have another name, and the default is none of either's.
+    path = directory / "config_sentence_transformers.json"
+    path.write_text('{"prompts": {"passage": "p: ", "other": "o: "}, "default_prompt_name": "other"}')
+    found = open_model(str(directory)).settings
+    assert (found.query_prompt, found.passage_prompt) == ("", "p: ")
+    pooling = directory / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    with pytest.raises(InputError, match=r"prompts are left out of pooling \(include_prompt\), which is not supported"):
+        open_model(str(directory))
+    for content, message in (('{"prompts": ["q"]}', "are none by name"), ('{"prompts": {"query": 1}}', "1 is no text")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            open_model(str(directory))
+    path.unlink()
+    for content in ('{"query_max_length": true}', '{"query_length": 32}'):
+        (directory / "retrieval.json").write_text(content)
+        with pytest.raises(
+            InputError, match=r"retrieval.json: 'query_.*length': .* is not understood; fetch or export"
+        ):
+            open_model(str(directory))
+
+
+def test_texts_are_in_lower_case_where_sentence_transformers_has_them_so(tmp_path, model, minilm_directory):
+    import sentence_transformers
+
+    config, _, weights = model
+    uncased, settings = load_tokenizer(str(minilm_directory)), EncoderSettings("mean", False, 16)
+    huggingface.save_encoder(tmp_path / "exported", config, weights, uncased, settings)
+    path = tmp_path / "exported" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
+    for lower in (False, True):
+        path = tmp_path / "exported" / "sentence_bert_config.json"
+        path.write_text(json.dumps({"max_seq_length": 16, "do_lower_case": lower}))
+        theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+        ours = encode_texts(Encoder.from_pretrained(str(tmp_path / "exported")), ["Dogs bark.", "dogs bark."], "query")
+        np.testing.assert_allclose(theirs.encode(["Dogs bark.", "dogs bark."]), ours, atol=1e-5)
+        assert np.array_equal(ours[0], ours[1]) == lower
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +188,7 @@ def test_untied_encoders_with_projections_are_two_directories_with_equal_vectors
     vectors = []
     for kind, encoder in zip(encoders, opened, strict=True):
         assert encoder.settings == EncoderSettings("mean", True, 16, projection=8)
-        vectors.append(encode_texts(encoder, TEXTS, 16))
+        vectors.append(encode_texts(encoder, TEXTS, "passage"))
         theirs = sentence_transformers.SentenceTransformer(str(directory / kind), device="cpu")
         np.testing.assert_allclose(theirs.encode(TEXTS), vectors[-1], atol=1e-5)
     assert np.max(np.abs(vectors[0] - vectors[1])) > 1e-3
@@ -150,7 +222,7 @@ def test_lexical_parts_are_the_masked_language_models_and_dense_parts_open_every
     assert open_model(str(tmp_path / "exported")).has_head()
     encoder = Encoder.from_pretrained(str(tmp_path / "exported"))
     assert (encoder.settings, encoder.dimension) == (settings, 8 + 2 * 12)
-    dense, scores, words = lexical.unpack(encode_texts(encoder, TEXTS, 16), 12)
+    dense, scores, words = lexical.unpack(encode_texts(encoder, TEXTS, "passage"), 12)
 
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
     np.testing.assert_allclose(theirs.encode(TEXTS), dense, atol=1e-5)
@@ -290,16 +362,23 @@ def test_roberta_directories_say_what_the_library_wants_to_know(tmp_path, model,
 
 def test_pickled_weights_are_refused_with_a_remedy_that_works(stored, model):
     _, _, weights = model
-    tensors = load_file(stored / "model.safetensors")
-    torch.save({name: torch.tensor(value) for name, value in tensors.items()}, stored / "pytorch_model.bin")
+    names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    tensors = sorted(load_file(stored / "model.safetensors").items())
+    for name, part in zip(names, (tensors[::2], tensors[1::2]), strict=True):
+        torch.save({tensor: torch.tensor(value) for tensor, value in part}, stored / name)
+    (stored / "training_args.bin").write_bytes(b"no weights")
     (stored / "model.safetensors").unlink()
+    # Before anything else is read.
     with pytest.raises(InputError, match="pickled weights are not read") as error:
-        open_model(str(stored)).parameters(weights)
+        open_model(str(stored))
     remedy = str(error.value).split("python -c ")[1].strip('"')
     subprocess.run([sys.executable, "-W", "ignore", "-c", remedy], check=True, capture_output=True)
-    shutil.copy(stored / "objective.safetensors", f"{stored}-safetensors")
-    _, report = open_model(f"{stored}-safetensors").parameters(weights)
+    _, report = open_model(str(stored)).parameters(weights)
     assert report.fresh == []
+    for path in (*(stored / name for name in names), stored / "training_args.bin", stored / "model.safetensors"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"pickled .*, which are not fetched from the Hub"):
+        open_model(str(stored))
 
 
 def test_modules_that_would_change_the_vectors_are_refused(tmp_path, model, tokenizer):

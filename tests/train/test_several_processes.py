@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import msmarco, wiki
-from eval import mine, rerank
+from eval import beir, mine, rerank
 from eval.msmarco import evaluate, parse
 from retromae_jax import hosts
 from retromae_jax.checkpoints.huggingface import save_cross_encoder
@@ -90,6 +90,8 @@ def run_stages(stages):
                 mine.mine(mine.parse([*animals, *searcher, "--output", output, "--from-rank", "1", "--to-rank", "5"]))
             pairs = ["--pairs", "mined.tsv", "--output", "scored"]
             rerank.evaluate(rerank.parse([*animals, *pairs, "--model", "cross_encoder"]))
+            for _ in range(2):  # the second time, all is measured already
+                beir.evaluate(beir.parse(["--model", "finetuned", "--dataset", "animals", "--output", "beir"]))
     if "encoded" in stages:
         model = ["--model", "finetuned", "--output", "encoded"]
         evaluate(parse([*model, "--collection", "animals", "--split", "test"]))
@@ -237,6 +239,15 @@ def test_two_processes_mine_and_score_as_one(runs):
     assert [path.name for path in two.glob(".*")] == []
 
 
+def test_two_processes_measure_datasets_as_one(runs):
+    one, two, _ = runs
+    (here, there) = (json.loads((run / "beir" / "animals" / "metrics.json").read_text()) for run in (one, two))
+    assert there["metrics"] == here["metrics"]
+    summaries = [json.loads((run / "beir" / "beir.json").read_text()) for run in (one, two)]
+    assert summaries[0] == summaries[1]
+    assert summaries[0]["mean"] == {measure: here["metrics"][measure] for measure in ("nDCG@10", "Recall@100")}
+
+
 def test_only_the_first_process_speaks(runs):
     (printed, said), (printed_by_second, said_by_second) = runs[2]
     for part in (
@@ -245,6 +256,7 @@ def test_only_the_first_process_speaks(runs):
         "pretrain: finished",
         "finetune: finished",
         "run and scores",
+        "animals: measured already in the same way",
     ):
         assert part in said
     assert "MRR@10" in printed
