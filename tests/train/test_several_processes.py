@@ -92,6 +92,8 @@ def run_stages(stages):
             rerank.evaluate(rerank.parse([*animals, *pairs, "--model", "cross_encoder"]))
             for _ in range(2):  # the second time, all is measured already
                 beir.evaluate(beir.parse(["--model", "finetuned", "--dataset", "animals", "--output", "beir"]))
+            on_devices = ["--model", "finetuned", "--search", "device", "--output", "found_by_devices"]
+            evaluate(parse([*animals, *on_devices]))
     if "encoded" in stages:
         model = ["--model", "finetuned", "--output", "encoded"]
         evaluate(parse([*model, "--collection", "animals", "--split", "test"]))
@@ -207,16 +209,17 @@ def test_two_processes_train_as_one(runs, run, tmp_path):
     assert_same_arrays(tensors[1], tensors[0], 1e-6)
 
 
-def test_two_processes_encode_as_one(runs):
+@pytest.mark.parametrize("output", ["encoded", "found_by_devices"])
+def test_two_processes_encode_and_search_as_one(runs, output):
     one, two, _ = runs
     scores = []
     for run in (one, two):
-        lines = [line.split() for line in (run / "encoded" / "run.trec").read_text().splitlines()]
+        lines = [line.split() for line in (run / output / "run.trec").read_text().splitlines()]
         scores.append({(query, passage): float(score) for query, _, passage, _, score, _ in lines})
     assert len(scores[0]) == 3 * 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
     # The shares that passed through files there are gone.
-    files = [sorted(path.name for path in (run / "encoded").iterdir()) for run in (one, two)]
+    files = [sorted(path.name for path in (run / output).iterdir()) for run in (one, two)]
     assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "report.html", "run.trec"]
 
 
