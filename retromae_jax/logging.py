@@ -7,7 +7,7 @@ logs stay readable. Either way it shows the rate and the time left.
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,14 +72,14 @@ class Progress:
             self.bar.update(count)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            say(self._line())
+            say(self._line(*self.first))
 
-    def _line(self) -> str:
+    def _line(self, first: float, done: int) -> str:
+        """The state in words; the rate is of the units after the first `done`, which were there at the time `first`."""
         line = f"{self.task}: {self.done:,}"
         if self.total is not None:
             line += f" of {self.total:,}"
         line += f" {self.unit}"
-        first, done = self.first
         if self.done > done:
             seconds = (time.monotonic() - first) / (self.done - done)
             line += f", {1 / seconds:,.1f} {self.unit}/s" if seconds < 2 else f", {duration(seconds)} each"
@@ -101,7 +101,7 @@ class Progress:
 
 def progress(items: Iterable[Item], task: str, unit: str, total: int | None = None) -> Iterator[Item]:
     """Yields `items` and shows how far their consumer has come."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(task, total, unit) as shown:
         for item in items:
@@ -109,7 +109,7 @@ def progress(items: Iterable[Item], task: str, unit: str, total: int | None = No
             shown.update()
 
 
-def table(rows: list[Mapping[str, object]], title: str = "") -> str:
+def table(rows: Sequence[Mapping[str, object]], title: str = "") -> str:
     """Formats rows of equal keys as an aligned plain-text table; floats get four decimals, None is a dash."""
 
     def text(value: object) -> str:

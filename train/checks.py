@@ -66,9 +66,11 @@ def start(config: ConfigDict, open_source: Callable[[str], Source] = open_model)
 
 def tokenizer_of(config: ConfigDict, source: Source | None) -> str:
     """Where the tokenizer is: in `config.tokenizer`, or beside the model to start from."""
-    if not config.tokenizer and source is None:
+    if config.tokenizer:
+        return config.tokenizer
+    if source is None:
         raise InputError("with an empty `init`, --config.tokenizer must name a tokenizer's directory")
-    return config.tokenizer or str(source.tokenizer)
+    return str(source.tokenizer)
 
 
 def model_sizes(config: ConfigDict, source: Source | None) -> BertConfig:

@@ -135,6 +135,8 @@ def load_recipe(argument: str) -> Mapping:
     if not Path(file).is_file():
         raise InputError(f"config file {file} does not exist; --config takes a recipe such as configs/wiki.py")
     spec = importlib.util.spec_from_file_location("recipe", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config file {file} is no Python file; the name of a recipe ends in .py")
     try:
         recipe = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(recipe)

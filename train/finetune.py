@@ -6,6 +6,7 @@ The same command runs on a TPU pod, on GPUs and on a CPU. Started again with the
 from the newest checkpoint there.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from configs import defaults
 from retromae_jax import hosts, parallel
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.prepared import TokenizedTexts, is_prepared, load_prepared
-from retromae_jax.data.retrieval import PassageTexts, load_collection, read_negatives
+from retromae_jax.data.retrieval import Collection, PassageTexts, load_collection, read_negatives
 from retromae_jax.data.teacher_scores import MISSING, TeacherScores, read_teacher_scores, with_scores
 from retromae_jax.data.tokenization import add_special_tokens, encode_batch
 from retromae_jax.errors import exits_on_input_error
@@ -64,14 +65,14 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
             checks.room(config, start.bert),
         ]
     checks.fit(*problems)
+    assert start, "else fit has raised"
     source, bert, tokenizer = start
     mesh = parallel.data_mesh()
     data = load(config)
+    encode: Callable[..., tuple[np.ndarray, np.ndarray]] = encode_batch
     if isinstance(data.passages, TokenizedTexts):
         encode = add_special_tokens
         checks.fit(checks.ids_in_vocabulary(str(data.passages.directory), data.passages.id_range(), tokenizer))
-    else:
-        encode = encode_batch
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
     objective = finetuning_objective(config).from_config(config, bert, computation)
 
@@ -141,7 +142,7 @@ class Data(NamedTuple):
         teacher_scores: of queries and passages; None without distillation.
     """
 
-    queries: list[str] | list[np.ndarray]
+    queries: Sequence[str | np.ndarray]
     trained: np.ndarray
     passages: PassageTexts | TokenizedTexts
     groups: TrainingGroups
@@ -154,7 +155,7 @@ def load(config: ConfigDict) -> Data:
     Raises:
         InputError: if a file is missing or broken, or they do not belong together.
     """
-    read = load_prepared if is_prepared(config.collection) else load_collection
+    read: Callable[[str, str], Collection] = load_prepared if is_prepared(config.collection) else load_collection
     collection = read(config.collection, config.split)
     passages = collection.passages
     judged = dict(zip(collection.queries, collection.relevant_passages(), strict=True))

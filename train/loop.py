@@ -74,8 +74,7 @@ def train(
     name, first_step, stopped = run.command, int(state.step), False
     profiled = Profile(run.directory, first_step, num_steps) if profile else None
 
-    def log_measurements(finished: int) -> None:
-        means = measure(state)
+    def log_measurements(finished: int, means: dict[str, float]) -> None:
         log.write(finished, {f"held_out/{key}": value for key, value in means.items()})
         say(f"{name}: step {finished:,}: held out: {_shown(means)}")
 
@@ -102,8 +101,10 @@ def train(
     ):
         heartbeat.beat(first_step)
         if measure and first_step == 0:
-            log_measurements(0)
-        unlogged, unread, units, flops, since = [], [], 0, 0.0, time.monotonic()
+            log_measurements(0, measure(state))
+        unlogged: list[dict] = []
+        unread: list[tuple[int, dict]] = []
+        units, flops, since = 0, 0.0, time.monotonic()
         for step in range(first_step, num_steps):
             if profiled:
                 profiled.before(step)
@@ -138,7 +139,7 @@ def train(
                 unlogged, units, flops, since = [], 0, 0.0, time.monotonic()
             if measure and (last or finished % config.evaluate_every == 0):
                 started = time.monotonic()
-                log_measurements(finished)
+                log_measurements(finished, measure(state))
                 since += time.monotonic() - started  # measuring is not training
             if last or stopped:
                 run.save_last(state)
@@ -165,15 +166,16 @@ def _give_up(run: Run, step: int, batch: Batch, skipped: int) -> NoReturn:
     """Ends a run whose numbers stay wrong, and leaves what is needed to find out why."""
     process = f"_of_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = run.directory / f"batch_of_step_{step + 1}{process}.npz"
-    items = {} if batch.items is None else {"items": batch.items}
+    arrays: dict[str, Any] = {name: parallel.own_part(x) for name, x in batch.arrays.items()}
+    shown = "unknown"
+    if batch.items is not None:
+        arrays["items"] = batch.items
+        shown = ", ".join(map(str, batch.items[:8])) + (", ..." if len(batch.items) > 8 else "")
     where = f"the last batch is in {path}"
     try:
-        np.savez(path, **{name: parallel.own_part(x) for name, x in batch.arrays.items()}, **items)
+        np.savez(path, **arrays)
     except OSError as error:
         where = f"the last batch could not be written to {path} ({error.strerror})"
-    shown = "unknown"
-    if items:
-        shown = ", ".join(map(str, batch.items[:8])) + (", ..." if len(batch.items) > 8 else "")
     raise InputError(
         f"{run.command}: loss or gradient were not finite in {skipped} steps in a row, up to step {step + 1:,}; these "
         f"steps changed nothing; {where}; its items in the data are {shown}. Started again with "

@@ -79,6 +79,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
     if data and start:
         problems.append(checks.same_vocabulary(config.data, data.blocks, start.tokenizer))
     checks.fit(*problems)
+    assert data and start, "else fit has raised"
     (blocks, items), (source, bert, tokenizer) = data, start
     vocabulary = Vocabulary.of(tokenizer)
     cut = np.maximum(blocks.lengths + SPECIAL_TOKENS - config.block_length, 0).sum() / blocks.lengths.sum()

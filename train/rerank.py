@@ -50,6 +50,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
             checks.room(config, start.bert),
         ]
     checks.fit(*problems)
+    assert start, "else fit has raised"
     source, bert, tokenizer = start
     mesh = parallel.data_mesh()
     collection = load_collection(config.collection, config.split)

@@ -208,8 +208,9 @@ class Run:
             name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=device)
             for name, stored in self.checkpoints.structure("parameters").items()
         }
-        _, items = self.checkpoints.restore({"parameters": shapes})
-        return items["parameters"]
+        found = self.checkpoints.restore({"parameters": shapes})
+        assert found is not None, "of its checkpoints, at least one has a structure"
+        return found[1]["parameters"]
 
     def close(self) -> None:
         """Waits until checkpoints are on disk."""

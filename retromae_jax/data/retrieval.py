@@ -17,7 +17,7 @@ millions of passages can be read in any order. A `.gz` file is unpacked into a t
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Generic, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -48,15 +48,36 @@ class Passage(NamedTuple):
     text: str
 
 
+class IdentifiedTexts(Protocol):
+    """Texts that are found by their ids.
+
+    Attributes:
+        path: their file or directory.
+        ids: their ids.
+    """
+
+    path: Path
+    ids: pa.LargeStringArray
+
+    def __len__(self) -> int: ...
+
+    def indices(self, ids: Sequence[str] | pa.Array) -> np.ndarray:
+        """Where the texts with these ids stand, int64; -1 for an unknown id."""
+
+
+AnyPassages = TypeVar("AnyPassages", bound=IdentifiedTexts)
+AnyText = TypeVar("AnyText")
+
+
 @dataclasses.dataclass(frozen=True)
-class Collection:
+class Collection(Generic[AnyPassages, AnyText]):
     """Passages and the judged queries of one split.
 
     Attributes:
         directory: where it was read.
         split: name of the split.
         passages: all passages.
-        queries: id -> text of the queries that the split judges, in the order of their file.
+        queries: id -> text, or token ids, of the queries that the split judges, in the order of their file.
         qrels: query id -> {passage id: grade}.
         relevance_level: smallest grade that counts as relevant where a measure knows relevant and not relevant only:
             2 in TREC's Deep Learning tracks, else 1.
@@ -64,8 +85,8 @@ class Collection:
 
     directory: Path
     split: str
-    passages: "Passages"
-    queries: dict[str, str]
+    passages: AnyPassages
+    queries: dict[str, AnyText]
     qrels: Qrels
     relevance_level: int
 
@@ -79,7 +100,7 @@ class Collection:
         return np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
 
 
-def load_collection(directory: str | Path, split: str) -> Collection:
+def load_collection(directory: str | Path, split: str) -> "Collection[Passages, str]":
     """Reads a collection in either layout and checks that passages, queries and qrels belong together.
 
     Raises:
@@ -246,7 +267,7 @@ def load_passages(directory: str | Path) -> Passages:
 
 
 def read_negatives(
-    paths: Sequence[str | Path], query_ids: Sequence[str], passages: Passages, depth: int
+    paths: Sequence[str | Path], query_ids: Sequence[str], passages: IdentifiedTexts, depth: int
 ) -> dict[int, np.ndarray]:
     """Reads files of hard negatives, lines `query-id TAB passage-id,passage-id,...`, the hardest first.
 
@@ -276,7 +297,7 @@ def read_negatives(
 
 
 def _read_negatives(
-    lines: Lines, query_indices: Mapping[str, int], passages: Passages, depth: int
+    lines: Lines, query_indices: Mapping[str, int], passages: IdentifiedTexts, depth: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     known = 0
     with Progress(f"read {lines.path.name}", len(lines), "lines") as progress:
@@ -345,7 +366,7 @@ def _locate(directory: Path, split: str) -> _Files:
         return _Files(queries, qrels, is_beir=True)
     if split in TREC_DL:
         qrels_name, queries_name = TREC_DL[split]
-        choices = {qrels_name: (queries_name,)}
+        choices: dict[str, tuple[str, ...]] = {qrels_name: (queries_name,)}
     else:
         small, full = f"{split}.small.tsv", f"{split}.tsv"
         choices = {f"qrels.{small}": (f"queries.{small}", f"queries.{full}"), f"qrels.{full}": (f"queries.{full}",)}
