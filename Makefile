@@ -23,7 +23,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 
 help:
 	@echo "make demo       from raw text to a retrieval score, about 10 minutes on 2 cores"
-	@echo "make test       format and lint checks, and the tests"
+	@echo "make test       checks of format, lint and types, and the tests"
 	@echo "make test-long  the proofs that take minutes each"
 	@echo "make benchmark  speed and memory beside PyTorch, on the texts in DATA; needs a quiet machine"
 	@echo "make stages     from text to a distilled encoder and a cross-encoder, on the collection in DATA"
@@ -118,6 +118,7 @@ stages: demo-data
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 # Two files at a time: compiling, which takes most of the tests' time, keeps one core busy.
 TEST_PROCESSES := -n 2 --dist loadfile

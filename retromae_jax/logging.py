@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from logging import Formatter, makeLogRecord
+from logging import Formatter, LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TypeVar
@@ -32,8 +32,13 @@ def silence() -> None:
     _silent = True
 
 
+class _LogFile(RotatingFileHandler):
+    def handleError(self, record: LogRecord) -> None:
+        """Does nothing: a traceback for each line that cannot be written would bury what else is said."""
+
+
 # Where what is said is kept, too.
-_log: RotatingFileHandler | None = None
+_log: _LogFile | None = None
 
 
 @contextlib.contextmanager
@@ -50,9 +55,8 @@ def log_file(path: Path) -> Iterator[None]:
     if _silent:
         yield
         return
-    _log = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8", delay=True)
+    _log = _LogFile(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8", delay=True)
     _log.setFormatter(Formatter("%(asctime)s  %(message)s"))
-    _log.handleError = lambda record: None  # a traceback for each line would bury what else is said
     try:
         yield
     except BaseException as error:
