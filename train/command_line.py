@@ -156,8 +156,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _help(command: str, keys: Mapping[str, tuple[object, str]], flags: str) -> str:
-    lines = [command.strip(), "", "Keys of the config, set in the file or as --config.key=value:"]
+    lines = [
+        command.strip(),
+        "",
+        "Keys of the config, with type and default. The file sets them, and so does --config.key=value; of several values",
+        "in one key --config.key=one,two; and of the model's sizes --config.model.hidden_size=768:",
+    ]
     for key, (default, meaning) in keys.items():
-        shown = type(default).__name__ if isinstance(default, ConfigDict | tuple) else repr(default)
-        lines += textwrap.wrap(f"{key} ({shown}): {meaning}", 100, initial_indent="  ", subsequent_indent="      ")
+        shown = "{}" if isinstance(default, ConfigDict) else repr(default)
+        entry = f"{key} ({type(default).__name__}, {shown}): {meaning}"
+        lines += textwrap.wrap(entry, 100, initial_indent="  ", subsequent_indent="      ")
     return "\n".join([*lines, "", flags] if flags else lines)

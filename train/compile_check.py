@@ -374,11 +374,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="", usage=argparse.SUPPRESS, add_help=False, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--topology", help="slice of TPUs: v5e:16x16, v4:2x2x1, v5p:8x8x8, v6e:2x2, ...; or h100:8")
-    parser.add_argument("--texts-per-chip", type=int, help="batch of each chip, instead of the recipe's of all chips")
-    parser.add_argument("--texts-per-row", type=int, default=TEXTS_PER_ROW, help="texts that a packed row has room for")
-    parser.add_argument("--init", default="", help="model whose sizes to take instead of the recipe's")
-    parser.add_argument("--output", help="file for the report, as JSON")
+    parser.add_argument(
+        "--topology", help="needed: slice of TPUs, v5e:16x16, v4:2x2x1, v5p:8x8x8, v6e:2x2, ...; or h100:8"
+    )
+    parser.add_argument("--texts-per-chip", type=int, help="batch of each chip (default: the recipe's, over all chips)")
+    parser.add_argument(
+        "--texts-per-row",
+        type=int,
+        default=TEXTS_PER_ROW,
+        help="texts that a packed row has room for (default: %(default)s)",
+    )
+    parser.add_argument("--init", default="", help="model whose sizes to take (default: the recipe's)")
+    parser.add_argument("--output", help="file for the report, as JSON (default: none)")
     try:
         flags, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
