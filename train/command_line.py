@@ -159,8 +159,8 @@ def _help(command: str, keys: Mapping[str, tuple[object, str]], flags: str) -> s
     lines = [
         command.strip(),
         "",
-        "Keys of the config, with type and default. The file sets them, and so does --config.key=value; of several values",
-        "in one key --config.key=one,two; and of the model's sizes --config.model.hidden_size=768:",
+        "Keys of the config, with type and default. The file sets them, and so does --config.key=value; several values",
+        "of one key are --config.key=one,two, and sizes of the model --config.model.hidden_size=768:",
     ]
     for key, (default, meaning) in keys.items():
         shown = "{}" if isinstance(default, ConfigDict) else repr(default)
