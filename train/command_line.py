@@ -133,7 +133,11 @@ def load_recipe(argument: str) -> Mapping:
     """The config that `FILE` or `FILE:VARIANT` describes: what the file's `get_config(variant)` returns."""
     file, _, variant = argument.partition(":")
     if not Path(file).is_file():
-        raise InputError(f"config file {file} does not exist; --config takes a recipe such as configs/wiki.py")
+        # `configs` may be installed instead of lying here.
+        installed = Path(__file__).parents[1] / file
+        if not installed.is_file():
+            raise InputError(f"config file {file} does not exist; --config takes a recipe such as configs/wiki.py")
+        file = str(installed)
     spec = importlib.util.spec_from_file_location("recipe", file)
     if spec is None or spec.loader is None:
         raise InputError(f"config file {file} is no Python file; the name of a recipe ends in .py")

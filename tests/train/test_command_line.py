@@ -62,6 +62,11 @@ def test_a_broken_recipe_is_named_with_its_line(tmp_path):
         parse(f"--config={recipe}")
 
 
+def test_recipes_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/wiki.py:tiny").workdir == "runs/wiki_tiny"
+
+
 def test_a_recipe_is_a_python_file(tmp_path):
     recipe = tmp_path / "recipe.txt"
     recipe.write_text("batch_size: 3\n")
