@@ -124,7 +124,8 @@ _OF_EVERY_TRAINING = {
 
 FINETUNING = {
     **_OF_EVERY_TRAINING,
-    "titles": (True, "put a passage's title, where it has one, before its text, as eval.msmarco does"),
+    "titles": (True, "put a passage's title, where it has one, before its text"),
+    "title_separator": (" ", "between title and text; the published MS MARCO models have [SEP]"),
     "collection": (
         "",
         "BEIR directory, directory with MS MARCO's collection.tsv, queries and qrels files, or with what the original "
@@ -145,6 +146,8 @@ FINETUNING = {
     ),
     "query_max_length": (32, "tokens of a query, [CLS] and [SEP] included"),
     "passage_max_length": (128, "tokens of a passage, [CLS] and [SEP] included"),
+    "query_prompt": ("", "stands before every query, for example `query: `; counts among its tokens"),
+    "passage_prompt": ("", "stands before every passage"),
     "num_epochs": (4.0, PRETRAINING["num_epochs"][1]),
     "learning_rate": (2e-5, PRETRAINING["learning_rate"][1]),
     "pooling": ("cls", "sentence embedding: `cls` or `mean`"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retromae_jax.data.batches import BATCH_SIZES
 from retromae_jax.data.retrieval import Collection, load_collection
 from retromae_jax.errors import InputError
 from retromae_jax.logging import say, table
@@ -46,11 +47,16 @@ def add_collection_arguments(parser: argparse.ArgumentParser, split: str) -> Non
         default=split,
         help="which qrels: train, dev, test, ...; dl19 and dl20 are TREC's Deep Learning tracks (default: %(default)s)",
     )
+    add_titles_argument(parser)
+
+
+def add_titles_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that says what of a passage is read."""
     parser.add_argument(
         "--titles",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="put passages' titles before their texts (default: yes, where there are titles)",
+        help="put passages' titles, where there are some, before their texts (default: as the model says, or else yes)",
     )
 
 
@@ -72,11 +78,11 @@ def passage_indices(run: Path, collection: Collection, passages: Sequence[str]) 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every command that runs a model."""
     parser.add_argument(
-        "--title-separator",
-        default=" ",
-        help="between title and text (default: a space; the published MS MARCO models want [SEP])",
+        "--batch-size",
+        type=positive,
+        help="texts that each device computes at once where they are as long as may be; of shorter ones as many more "
+        f"(default: {BATCH_SIZES['cpu']} on CPUs, {BATCH_SIZES['tpu']} on accelerators)",
     )
-    parser.add_argument("--batch-size", type=positive, default=64, help="texts computed at once (default: 64)")
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
 
 

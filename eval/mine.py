@@ -10,7 +10,7 @@ On several hosts, each encodes its share of the passages and searches for its sh
 what one host alone would have written, where all see it. A run is read by the first alone.
 
 Beside the output lies, until it is written, a directory with an encoder's passage embeddings (passages x width x 4
-bytes) and each host's negatives. Memory holds the queries, their qrels, and the passages' ids and positions in their
+bytes; none with --embeddings, which names those that eval.encode has made) and each host's negatives. Memory holds the queries, their qrels, and the passages' ids and positions in their
 file; the results of 16,384 queries at a time, which are 12 bytes for each of their ranks (39 MB at 200), or some 150
 while a run is read; and an encoder's embeddings of these queries and of one block of passages (512 MiB). All else is
 time and disk. BM25's index is in memory as a whole, on every host: some 8 bytes for each different word of each
@@ -30,7 +30,7 @@ from eval import retriever
 from eval.measure import add_collection_arguments, passage_indices, positive
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
-from retromae_jax.data.retrieval import Collection, load_collection
+from retromae_jax.data.retrieval import Collection, Passages, load_collection
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say, table
 from retromae_jax.retrieval.bm25 import BM25
@@ -151,8 +151,10 @@ def _search(
         if hosts.is_first():
             yield from _read(arguments.run, collection, trained, arguments.to_rank)
         return
-    passages = collection.passages.texts(arguments.titles, arguments.title_separator)
-    find = BM25(passages).search if arguments.bm25 else _encoder_search(arguments, passages, directory)
+    if arguments.bm25:
+        find = BM25(collection.passages.texts(arguments.titles is not False)).search
+    else:
+        find = _encoder_search(arguments, collection.passages, directory)
     texts = list(collection.queries.values())
     own = hosts.share(len(trained))
     for start in own[::QUERIES_AT_ONCE]:
@@ -160,7 +162,7 @@ def _search(
         yield Found(queries, *find([texts[query] for query in queries], arguments.to_rank))
 
 
-def _encoder_search(arguments: argparse.Namespace, passages: Sequence[str], directory: Path) -> Search:
+def _encoder_search(arguments: argparse.Namespace, passages: Passages, directory: Path) -> Search:
     encoder = retriever.Retriever(arguments)
     encoder.index(passages, directory)
     return encoder.search

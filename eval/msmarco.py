@@ -5,7 +5,7 @@
 Queries and passages are encoded, all passages are searched exactly, and the run is scored: MRR@10, Recall@100,
 Recall@1000, nDCG@10, MAP. Embeddings with a lexical part (lexical_top_k) are searched without an index, which takes
 long: docs/design.md has figures. Until the end, the embeddings lie in files in the output directory (passages x width x
-4 bytes) instead of memory. Published MS MARCO scores use passages with titles (RocketQA's corpus).
+4 bytes) instead of memory; with --embeddings, those that eval.encode has made are searched. Published MS MARCO scores use passages with titles (RocketQA's corpus).
 """
 
 import argparse
@@ -44,18 +44,17 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
     collection, output = open_evaluation(arguments, system)
     encoder = retriever.Retriever(arguments)
-    passages = collection.passages.texts(arguments.titles, arguments.title_separator)
 
     with hosts.scratch(output / ".embeddings", "--output") as directory:
         started = time.monotonic()
-        encoder.index(passages, directory)
+        encoder.index(collection.passages, directory)
         encoded = time.monotonic()
         found = encoder.search_on_all_hosts(list(collection.queries.values()), arguments.depth, directory)
         seconds = {"encode": encoded - started, "search": time.monotonic() - encoded}
         hosts.part()
     if not hosts.is_first():
         return None
-    return report(collection, found, output, system, arguments.titles, encoder.settings, seconds)
+    return report(collection, found, output, system, encoder.titles, encoder.settings, seconds)
 
 
 @exits_on_input_error

@@ -59,6 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-length", type=positive, help="tokens of query and passage together (default: the model's own maximum)"
     )
+    parser.add_argument("--title-separator", default=" ", help="between title and text (default: a space)")
     add_model_arguments(parser)
     hosts.add_flags(parser)
     return parser.parse_args(argv)

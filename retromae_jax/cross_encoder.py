@@ -9,7 +9,7 @@ import numpy as np
 
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import open_model
-from retromae_jax.data.batches import by_length, one_behind
+from retromae_jax.data.batches import BATCH_SIZES, by_length, one_behind
 from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
@@ -78,17 +78,21 @@ class CrossEncoder:
         max_length = min(source.settings.max_length, tokenizer.model_max_length)
         return cls(source.config, weights, tokenizer, max_length, compute_dtype)
 
-    def scores(self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int) -> np.ndarray:
+    def scores(
+        self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int | None = None
+    ) -> np.ndarray:
         """Scores of pairs, float32 [N], in their order.
 
         Args:
             queries: of N pairs.
             passages: of the same pairs.
             max_length: of a pair in tokens; longer ones are cut (see `encode_pairs`).
-            batch_size: pairs scored at once; rounded up to a multiple of the number of devices.
+            batch_size: pairs that each device scores at once where they are as long as may be; of shorter ones as
+                many more. None takes what suits the devices.
         """
         scores = np.empty(len(queries), np.float32)
         with jax.set_mesh(self.mesh):
+            batch_size = batch_size or BATCH_SIZES[parallel.platform(self.mesh)]
             batches = self._batches(queries, passages, max_length, batch_size)
             scored = ((rows, self._score(self.weights, *arrays)) for rows, arrays in batches)
             for rows, result in one_behind(scored):
@@ -98,9 +102,8 @@ class CrossEncoder:
     def _batches(
         self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int
     ) -> Iterator[tuple[np.ndarray, tuple[jax.Array, ...]]]:
-        """Numbers of up to `batch_size` pairs of about the same length; their ids, lengths and first lengths."""
-        batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        """Numbers of pairs of about the same length; their ids, lengths and first lengths."""
         token_ids, lengths, first_lengths = encode_pairs(self.tokenizer, queries, passages, max_length)
         pad_id = self.tokenizer.pad_token_id
-        for rows, filled, batch in by_length(token_ids, lengths, batch_size, max_length, pad_id):
+        for rows, filled, batch in by_length(token_ids, lengths, batch_size, max_length, pad_id, self.mesh.size):
             yield rows, jax.device_put((batch, lengths[filled], first_lengths[filled]), parallel.over_batch(self.mesh))

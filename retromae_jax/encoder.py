@@ -1,7 +1,11 @@
 """Trained encoders: texts to embeddings."""
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,53 +14,73 @@ import numpy as np
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import EncoderSettings, truncate
 from retromae_jax.models.text_encoder import KINDS, TextEncoder, embedding_width
 from retromae_jax.rows import Rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class Encoder:
     """Makes embeddings of texts on all devices of this process.
 
     Args:
-        config: sizes of the encoder.
-        weights: parameters of its `TextEncoder`.
-        tokenizer: the encoder's.
-        settings: how texts become embeddings.
+        source: the model on disk.
+        settings: how texts become embeddings: the model's own, or changed.
         compute_dtype: of activations, float32 or bfloat16.
         dimension: how many of an embedding's dimensions are kept, the first ones; None keeps all. For models that were
             trained with `matryoshka_dims`.
 
+    Attributes:
+        name: of what runs the model.
+        source: the model on disk.
+        config: sizes of the model.
+        tokenizer: the model's.
+        settings: how texts become embeddings.
+        compute_dtype: of activations.
+        dimension: width of an embedding; that of one with a lexical part is as `models.lexical` says.
+
     Raises:
-        InputError: if an embedding has not so many dimensions, or has a lexical part and is to be cut or scaled.
+        InputError: if some of the model's weights are missing, an embedding has not so many dimensions, or has a
+            lexical part and is to be cut or scaled, or texts are longer than the model has positions.
     """
 
+    name = "jax"
+
     def __init__(
-        self,
-        config: BertConfig,
-        weights: parameters.Parameters,
-        tokenizer: "PreTrainedTokenizerBase",
-        settings: EncoderSettings,
-        compute_dtype: str = "float32",
-        dimension: int | None = None,
+        self, source: Source, settings: EncoderSettings, compute_dtype: str = "float32", dimension: int | None = None
     ):
-        width = embedding_width(config, settings)
+        width = embedding_width(source.config, settings)
         if settings.lexical_top_k and (dimension is not None or settings.normalize):
             raise InputError("embeddings with a lexical part are neither cut to a dimension nor scaled to length 1")
         if dimension is not None and not 1 <= dimension <= width:
             raise InputError(f"dimension {dimension} is not between 1 and the {width} of the model's embeddings")
-        self.config, self.tokenizer, self.settings = config, tokenizer, settings
-        self._dimension = dimension or width
+        self.source, self.config, self.settings = source, source.config, settings
+        self.compute_dtype = compute_dtype
+        self.dimension = dimension or width
+        self.tokenizer = load_tokenizer(str(source.tokenizer))
+        for kind in KINDS:
+            self._check_lengths(kind)
+        self._open()
+
+    def _check_lengths(self, kind: str) -> None:
+        longest, positions = self.settings.max_length_of(kind), self.config.max_length
+        if not 3 <= longest <= positions:
+            raise InputError(
+                f"maximum length {longest} of a {kind} is not between 3 and the encoder's {positions} positions"
+            )
+        prompt = self.settings.prompt_of(kind)
+        if len(self.tokenizer.backend_tokenizer.encode(prompt).ids) >= longest:
+            raise InputError(f"the prompt {shown(prompt)} leaves no room in the {longest} tokens of a {kind}")
+
+    def _open(self) -> None:
+        """Brings the weights onto the devices, and makes `embed` ready."""
+        settings = self.settings
         self.mesh = parallel.local_mesh()
-        self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
-        computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
-        graph, _ = parameters.structure(lambda rngs: TextEncoder(config, settings, computation, rngs))
+        computation = Computation.on(self.platform, self.config, self.compute_dtype)
+        graph, _ = parameters.structure(lambda rngs: TextEncoder(self.config, settings, computation, rngs))
+        self.weights = jax.device_put(self._parameters(), parallel.replicated(self.mesh))
 
         def embed(weights, token_ids_BxL, lengths_B):
             texts = {"token_ids": token_ids_BxL, "lengths": lengths_B, "samples": jnp.zeros_like(lengths_B, jnp.uint32)}
@@ -67,57 +91,77 @@ class Encoder:
 
         self._embed = jax.jit(embed)
 
+    def _parameters(self) -> parameters.Parameters:
+        """Those of the model's `TextEncoder`, in host memory."""
+        _, shapes = parameters.structure(lambda rngs: TextEncoder(self.config, self.settings, Computation(), rngs))
+        weights, report = self.source.parameters(shapes)
+        if report.fresh:
+            raise InputError(
+                f"{self.source.directory}: the encoder's weights are incomplete: {', '.join(report.fresh)}"
+            )
+        return weights
+
     @classmethod
     def from_pretrained(
-        cls,
-        name_or_directory: str,
-        pooling: str | None = None,
-        normalize: bool | None = None,
-        compute_dtype: str = "float32",
-        dimension: int | None = None,
+        cls, name_or_directory: str, compute_dtype: str = "float32", dimension: int | None = None, **changes: Any
     ) -> "Encoder":
         """Opens a Hugging Face directory, a Hub name or a run directory.
 
         Args:
             name_or_directory: the model.
-            pooling: `cls` or `mean`; None takes the model's own.
-            normalize: whether embeddings have length 1; None takes the model's own.
-            compute_dtype: of activations, float32 or bfloat16.
-            dimension: how many of an embedding's dimensions are kept; None keeps all.
+            compute_dtype: as for `Encoder`.
+            dimension: as for `Encoder`.
+            changes: fields of `EncoderSettings` that are to differ from the model's own; None is the model's own.
 
         Raises:
-            InputError: if there is no such model, some of its weights are missing, it has fewer dimensions, or queries
-                and passages have an encoder each (see `Encoders`).
+            InputError: as `Encoder`; and if there is no such model, or queries and passages have an encoder each (see
+                `Encoders`).
         """
-        return cls._of(open_model(name_or_directory), pooling, normalize, compute_dtype, dimension)
-
-    @classmethod
-    def _of(
-        cls, source: Source, pooling: str | None, normalize: bool | None, compute_dtype: str, dimension: int | None
-    ) -> "Encoder":
-        changes = {"pooling": pooling, "normalize": normalize}
-        settings = dataclasses.replace(source.settings, **{k: v for k, v in changes.items() if v is not None})
-        _, shapes = parameters.structure(lambda rngs: TextEncoder(source.config, settings, Computation(), rngs))
-        weights, report = source.parameters(shapes)
-        if report.fresh:
-            raise InputError(f"{source.directory}: the encoder's weights are incomplete: {', '.join(report.fresh)}")
-        return cls(source.config, weights, load_tokenizer(str(source.tokenizer)), settings, compute_dtype, dimension)
+        source = open_model(name_or_directory)
+        return cls(source, _changed(source.settings, changes), compute_dtype, dimension)
 
     @property
-    def dimension(self) -> int:
-        """Width of an embedding; that of one with a lexical part is as `models.lexical` says."""
-        return self._dimension
+    def platform(self) -> str:
+        """The kind of the devices: cpu, gpu or tpu."""
+        return parallel.platform(self.mesh)
 
     @property
-    def max_length(self) -> int:
-        """Longest text in tokens, [CLS] and [SEP] included."""
-        return self.settings.max_length
+    def devices(self) -> int:
+        """How many devices share a batch."""
+        return self.mesh.size
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that decides what becomes of token ids, and of text: sizes, weights and tokenizer.
+
+        A run and what is exported of it have the same; the settings are not in it.
+        """
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        for name, value in sorted(self._parameters().items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value, np.float32).data)
+        return digest.hexdigest()
 
     def embed(self, token_ids_BxL: np.ndarray, lengths_B: np.ndarray) -> jax.Array:
-        """Embeddings of padded texts, float32 [B, D]; B must be a multiple of the number of local devices."""
+        """Embeddings of padded texts, float32 [B, D]; B must be a multiple of `devices`."""
         arrays = jax.device_put((token_ids_BxL, lengths_B), parallel.over_batch(self.mesh))
         with jax.set_mesh(self.mesh):
             return self._embed(self.weights, *arrays)
+
+
+def _torch_encoder() -> type[Encoder]:
+    from retromae_jax.torch_encoder import TorchEncoder
+
+    return TorchEncoder
+
+
+# What runs a model; PyTorch is imported by those only who ask for it.
+BACKENDS: dict[str, Callable[[], type[Encoder]]] = {"jax": lambda: Encoder, "torch": _torch_encoder}
+
+
+def _changed(settings: EncoderSettings, changes: dict[str, Any]) -> EncoderSettings:
+    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
 class Encoders(NamedTuple):
@@ -130,15 +174,19 @@ class Encoders(NamedTuple):
     def from_pretrained(
         cls,
         name_or_directory: str,
-        pooling: str | None = None,
-        normalize: bool | None = None,
         compute_dtype: str = "float32",
         dimension: int | None = None,
+        backend: str = "jax",
+        **changes: Any,
     ) -> "Encoders":
-        """Opens what `Encoder.from_pretrained` opens, and runs and exports of untied encoders; arguments as there."""
-        source = open_model(name_or_directory)
-        opened = [
-            Encoder._of(source.of_kind(kind), pooling, normalize, compute_dtype, dimension)
-            for kind in (KINDS if source.settings.untie_encoder else KINDS[:1])
-        ]
+        """Opens what `Encoder.from_pretrained` opens, and runs and exports of untied encoders; arguments as there.
+
+        Args:
+            backend: what runs the model, a key of `BACKENDS`.
+        """
+        source, encoder = open_model(name_or_directory), BACKENDS[backend]()
+        opened = []
+        for kind in KINDS if source.settings.untie_encoder else KINDS[:1]:
+            own = source.of_kind(kind)
+            opened.append(encoder(own, _changed(own.settings, changes), compute_dtype, dimension))
         return cls(opened[0], opened[-1])

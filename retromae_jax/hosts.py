@@ -115,6 +115,11 @@ def all_hold(is_so: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(is_so))))
 
 
+def of_first(values: np.ndarray) -> np.ndarray:
+    """The array that the first process has, on all of them."""
+    return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
 class StopSignals:
     """While it is entered, SIGTERM and Ctrl-C end no process, but ask all to stop together after a step.
 
@@ -175,12 +180,15 @@ def scratch(directory: Path, setting: str) -> Iterator[Path]:
     """A directory in which processes leave files for each other; the first one removes it at the end.
 
     Args:
-        directory: where; what an earlier process left there is not read.
+        directory: where; what an earlier run left there is removed first.
         setting: which names the directory that it lies in.
 
     Raises:
         InputError: if it cannot be written, or not all processes see it.
     """
+    if is_first():
+        shutil.rmtree(directory, ignore_errors=True)
+    wait_for_all("scratch")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()

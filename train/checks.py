@@ -238,6 +238,27 @@ def positions(key: str, length: int, bert: BertConfig, shortest: int = 3) -> str
     return None
 
 
+def prompt(kind: str, config: ConfigDict, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """A problem if the prompt of a kind of texts, `query` or `passage`, leaves no room for them."""
+    tokens = len(tokenizer.backend_tokenizer.encode(config[f"{kind}_prompt"]).ids)
+    if tokens >= config[f"{kind}_max_length"]:
+        return (
+            f"{kind}_prompt takes {tokens} tokens, special ones included, and {kind}_max_length is "
+            f"{config[f'{kind}_max_length']}; there is no room for a {kind}"
+        )
+    return None
+
+
+def no_prompts(config: ConfigDict, directory: str) -> str | None:
+    """A problem if prompts are to stand before texts that are token ids already."""
+    if config.query_prompt or config.passage_prompt:
+        return (
+            f"query_prompt and passage_prompt stand before texts, and {directory} holds token ids; name a collection "
+            "of texts, or leave the prompts empty"
+        )
+    return None
+
+
 def distillation(config: ConfigDict) -> str | None:
     """A problem if there is nothing to learn from teacher scores: a query's passages are compared with each other."""
     if config.teacher_scores and config.group_size < 2:

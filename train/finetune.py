@@ -6,6 +6,7 @@ The same command runs on a TPU pod, on GPUs and on a CPU. Started again with the
 from the newest checkpoint there.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ from retromae_jax.objectives import finetuning_objective
 from retromae_jax.objectives.distillation import LOSSES
 from train import checks, mapped
 from train.command_line import parse_training
+
+# From texts, or their token ids without special ones, to token ids and lengths.
+Encode = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 def finetune(config: ConfigDict, profile: bool = False) -> None:
@@ -62,6 +66,8 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
             checks.vocabulary(start.tokenizer, start.bert),
             checks.positions("query_max_length", config.query_max_length, start.bert),
             checks.positions("passage_max_length", config.passage_max_length, start.bert),
+            checks.prompt("query", config, start.tokenizer),
+            checks.prompt("passage", config, start.tokenizer),
             checks.room(config, start.bert),
         ]
     checks.fit(*problems)
@@ -69,10 +75,18 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
     source, bert, tokenizer = start
     mesh = parallel.data_mesh()
     data = load(config)
-    encode: Callable[..., tuple[np.ndarray, np.ndarray]] = encode_batch
+    encode_queries: Encode
+    encode_passages: Encode
     if isinstance(data.passages, TokenizedTexts):
-        encode = add_special_tokens
-        checks.fit(checks.ids_in_vocabulary(str(data.passages.directory), data.passages.id_range(), tokenizer))
+        encode_queries = encode_passages = add_special_tokens
+        directory = str(data.passages.directory)
+        checks.fit(
+            checks.ids_in_vocabulary(directory, data.passages.id_range(), tokenizer),
+            checks.no_prompts(config, directory),
+        )
+    else:
+        encode_queries = functools.partial(encode_batch, prompt=config.query_prompt)
+        encode_passages = functools.partial(encode_batch, prompt=config.passage_prompt)
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
     objective = finetuning_objective(config).from_config(config, bert, computation)
 
@@ -86,8 +100,10 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         if data.teacher_scores is not None:
             arrays["teacher_scores"] = np.stack(list(map(data.teacher_scores.of, queries, drawn)))
         texts = together(
-            *encode(tokenizer, [data.queries[query] for query in queries], config.query_max_length),
-            *encode(tokenizer, [data.passages[int(passage)] for passage in drawn.flat], config.passage_max_length),
+            *encode_queries(tokenizer, [data.queries[query] for query in queries], config.query_max_length),
+            *encode_passages(
+                tokenizer, [data.passages[int(passage)] for passage in drawn.flat], config.passage_max_length
+            ),
         )
         return mapped.Share(*texts, {}, arrays)
 
@@ -171,7 +187,7 @@ def load(config: ConfigDict) -> Data:
         )
     groups = TrainingGroups(positives, negatives, len(passages), config.group_size, config.seed, relevant)
     queries = [collection.queries[query] for query in query_ids]
-    return Data(queries, trained, passages.texts(config.titles), groups, scores)
+    return Data(queries, trained, passages.texts(config.titles, config.title_separator), groups, scores)
 
 
 @exits_on_input_error

@@ -7,6 +7,9 @@ a cross-encoder that `AutoModelForSequenceClassification` and sentence-transform
 language model that `AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in
 `objective.safetensors`, so that pretraining can be continued.
 
+`retrieval.json` of an encoder holds what makes texts of queries and passages: the longest query, whether titles stand
+before texts, and what is between them.
+
 An encoder whose embeddings have a lexical part holds, in `lexical/`, the head that scores the vocabulary, under the
 names of `AutoModelForMaskedLM`, and how many words are kept. No other package knows that directory: what they open is
 the dense part.
@@ -89,6 +92,13 @@ FAMILIES = {
 }
 # Directories of an encoder's modules.
 POOLING, DENSE, LEXICAL = "1_Pooling", "2_Dense", "lexical"
+# Holds the prompts, in sentence-transformers' words; the names by which it knows those of queries and of passages, in
+# the order in which it looks for them.
+PROMPTS = "config_sentence_transformers.json"
+QUERY_PROMPTS, PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")
+# Holds what else of `EncoderSettings` makes texts of queries and passages, which no other package knows.
+TEXTS = "retrieval.json"
+OF_TEXTS = {"query_max_length": int, "titles": bool, "title_separator": str}
 # What `torch.nn` calls no activation.
 NO_ACTIVATION = "torch.nn.modules.linear.Identity"
 # Lists the files that an export wrote, so that the next one knows what it may replace.
@@ -256,7 +266,9 @@ def save_encoder(
     encoders = {kind: of_kind(parameters, kind) for kind in KINDS} if settings.untie_encoder else {"": parameters}
     files, weights = {}, {}
     for folder, of_encoder in encoders.items():
-        own_files, own_weights = _encoder(config, of_encoder, tokenizer, settings)
+        # Whoever opens an encoder of queries alone cuts queries where we do.
+        own_settings = dataclasses.replace(settings, max_length=settings.max_length_of(folder))
+        own_files, own_weights = _encoder(config, of_encoder, tokenizer, own_settings)
         files |= {str(Path(folder, name)): content for name, content in own_files.items()}
         weights |= {str(Path(folder, name)): tensors for name, tensors in own_weights.items()}
     _write(directory, files, weights, tokenizer, list(encoders))
@@ -286,6 +298,7 @@ def _encoder(
         weights[f"{DENSE}/model.safetensors"] = linear
     if settings.normalize:
         modules["Normalize"] = f"{len(modules)}_Normalize"
+    prompts = {QUERY_PROMPTS[0]: settings.query_prompt, PASSAGE_PROMPTS[0]: settings.passage_prompt}
     files = {
         "config.json": _config_json(config, "Model", tokenizer),
         "modules.json": [
@@ -300,11 +313,12 @@ def _encoder(
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
         "sentence_bert_config.json": {"max_seq_length": settings.max_length, "do_lower_case": False},
-        "config_sentence_transformers.json": {
-            "prompts": {},
+        PROMPTS: {
+            "prompts": {name: prompt for name, prompt in prompts.items() if prompt},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if settings.normalize else "dot",
         },
+        TEXTS: {key: getattr(settings, key) for key in OF_TEXTS},
     }
     if settings.projection:
         files[f"{DENSE}/config.json"] = {

@@ -1,6 +1,7 @@
 """What a model's directory says of its embeddings: sentence-transformers' modules, and the lexical part beside them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from retromae_jax.checkpoints import huggingface
@@ -40,10 +41,11 @@ def read(directory: Path) -> tuple[Path, BertConfig, EncoderSettings, tuple[Path
         )
     transformer = paths.get("Transformer", directory)
     config = BertConfig.from_huggingface(huggingface.read_config(transformer), str(transformer / "config.json"))
+    query_prompt, passage_prompt = _prompts(directory / huggingface.PROMPTS)
     pooling = "cls"
     if "Pooling" in paths:
         modes = _read_if_there(paths["Pooling"] / "config.json")
-        pooling = _pooling(modes, paths["Pooling"] / "config.json")
+        pooling = _pooling(modes, paths["Pooling"] / "config.json", bool(query_prompt or passage_prompt))
     lengths = _read_if_there(transformer / "sentence_bert_config.json")
     longest = lengths.get("max_seq_length") or config.max_length
     if not isinstance(longest, int):
@@ -56,7 +58,16 @@ def read(directory: Path) -> tuple[Path, BertConfig, EncoderSettings, tuple[Path
     if (directory / huggingface.LEXICAL).is_dir():
         lexical_top_k = _lexical_top_k(directory / huggingface.LEXICAL / "config.json", config)
         further.append(directory / huggingface.LEXICAL)
-    settings = EncoderSettings(pooling, "Normalize" in paths, max_length, projection, lexical_top_k)
+    settings = EncoderSettings(
+        pooling,
+        "Normalize" in paths,
+        max_length,
+        projection,
+        lexical_top_k,
+        query_prompt=query_prompt,
+        passage_prompt=passage_prompt,
+        **_texts(directory / huggingface.TEXTS),
+    )
     return transformer, config, settings, tuple(further)
 
 
@@ -96,12 +107,39 @@ def _lexical_top_k(path: Path, config: BertConfig) -> int:
     return top_k
 
 
-def _pooling(modes: dict, path: Path) -> str:
+def _prompts(path: Path) -> tuple[str, str]:
+    """What stands before queries and before passages: what `encode_query` and `encode_document` would put there."""
+    prompts = _read_if_there(path).get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise InputError(f"{path}: prompts {shown(prompts)} are none by name; fetch or export the model again")
+
+    def first(names: Sequence[str]) -> str:
+        found = next((prompts[name] for name in names if name in prompts), None)
+        if not isinstance(found or "", str):
+            raise InputError(f"{path}: the prompt {shown(found)} is no text; fetch or export the model again")
+        return found or ""
+
+    return first(huggingface.QUERY_PROMPTS), first(huggingface.PASSAGE_PROMPTS)
+
+
+def _texts(path: Path) -> dict[str, object]:
+    """How queries and passages become texts, as far as the model says."""
+    content = _read_if_there(path)
+    for key, value in content.items():
+        kind = huggingface.OF_TEXTS.get(key)
+        if kind is None or type(value) is not kind:
+            raise InputError(f"{path}: {shown(key)}: {shown(value)} is not understood; fetch or export the model again")
+    return content
+
+
+def _pooling(modes: dict, path: Path, has_prompts: bool) -> str:
     if "pooling_mode" in modes:
         found = [modes["pooling_mode"]]
     else:
         found = [name.removeprefix("pooling_mode_") for name, on in modes.items() if on is True]
         found = [name for name in found if name != "include_prompt"]
+    if has_prompts and modes.get("include_prompt") is False and found not in (["cls"], ["cls_token"]):
+        raise InputError(f"{path}: prompts are left out of pooling (include_prompt), which is not supported")
     for ours, theirs in (("cls", {"cls", "cls_token"}), ("mean", {"mean", "mean_tokens"})):
         if len(found) == 1 and found[0] in theirs:
             return ours

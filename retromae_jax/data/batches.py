@@ -1,14 +1,17 @@
 """Batches: the order of the training data, a pure function of the seed; and batches of texts of similar lengths."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 
-# Row lengths that texts are padded to where they are not trained on; each is compiled once.
-LENGTH_BUCKETS = 8
+# Texts of a batch for each device where there is no training, if nobody says another number: accelerators have to be
+# filled, and a CPU's cache has room for little.
+BATCH_SIZES = {"cpu": 4, "gpu": 256, "tpu": 256}
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class BatchOrder:
@@ -67,31 +70,46 @@ def padded_length(longest: int, limit: int, buckets: int) -> int:
     return min(limit, -(-longest // step) * step)
 
 
+def row_length(longest: int, limit: int) -> int:
+    """The row length for texts of up to `longest` tokens where there is no training: few lengths, and little padding.
+
+    From one power of two to the next there are eight lengths, so at most an eighth is added; none is less than 8 apart.
+    """
+    step = max(8, 1 << longest.bit_length() >> 4)
+    return min(limit, -(-longest // step) * step)
+
+
 def by_length(
-    token_ids: np.ndarray, lengths: np.ndarray, batch_size: int, limit: int, pad_id: int
+    token_ids: np.ndarray, lengths: np.ndarray, batch_size: int, limit: int, pad_id: int, devices: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of one size, longest texts first, padded to a few lengths.
+    """Batches of about as many tokens each, longest texts first, in a few shapes.
 
     Args:
         token_ids: int32 [N, L].
         lengths: tokens of each text, [N].
-        batch_size: texts of a batch, B.
+        batch_size: texts of a batch for each device where they are as long as `limit`; of shorter ones there are as
+            many more.
         limit: the longest text that there may be.
         pad_id: id of [PAD].
+        devices: the number of a batch's texts is a multiple of theirs.
 
     Yields:
-        Numbers of up to B texts; numbers of B texts, because the last batch repeats some to keep its shape; and the
-        token ids of those, int32 [B, length].
+        Numbers of texts; numbers of B texts, which begin with those, because the last batch repeats some to have one of
+        a few shapes; and the token ids of those, int32 [B, length].
     """
     longest_first = np.argsort(-lengths, kind="stable")
-    for first in range(0, len(longest_first), batch_size):
-        rows = longest_first[first : first + batch_size]
-        length = padded_length(int(lengths[rows].max()), limit, LENGTH_BUCKETS)
-        filled = np.resize(rows, batch_size)
-        batch = np.full((batch_size, length), pad_id, np.int32)
+    first = 0
+    while first < len(longest_first):
+        length = row_length(int(lengths[longest_first[first]]), limit)
+        most, left = batch_size * limit // length, -(-(len(longest_first) - first) // devices)
+        texts = devices * min(most, 1 << (left - 1).bit_length())
+        rows = longest_first[first : first + texts]
+        filled = np.resize(rows, texts)
+        batch = np.full((len(filled), length), pad_id, np.int32)
         width = min(length, token_ids.shape[1])
         batch[:, :width] = token_ids[filled, :width]
         yield rows, filled, batch
+        first += len(rows)
 
 
 def one_behind(items: Iterator[Item]) -> Iterator[Item]:
@@ -101,3 +119,15 @@ def one_behind(items: Iterator[Item]) -> Iterator[Item]:
         yield from running
         running = [item]
     yield from running
+
+
+def one_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What a function makes of the items, each made in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        running: list[Future[Result]] = []
+        for item in items:
+            running.append(thread.submit(function, item))
+            if len(running) > 1:
+                yield running.pop(0).result()
+        for future in running:
+            yield future.result()

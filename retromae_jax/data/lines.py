@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import json
 import mmap
 import tempfile
@@ -63,6 +64,10 @@ class Lines(Sequence[str]):
                 f"{self.path}:{index + 1}: byte {error.start + 1} of the line is not UTF-8; mend the line, or convert "
                 "the file with iconv"
             ) from None
+
+    def sha256(self) -> str:
+        """The digest of the file's content, of a `.gz` file unpacked."""
+        return hashlib.sha256(self._bytes).hexdigest()
 
     def parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
         """What `parse` makes of a line; its `BadLineError` becomes an InputError that names file and line."""

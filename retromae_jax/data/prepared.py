@@ -47,7 +47,7 @@ class TokenizedTexts(TokenLists):
         """Where the texts with these ids stand, int64; -1 for an unknown id."""
         return indices_of(self.ids, ids)
 
-    def texts(self, titles: bool) -> "TokenizedTexts":
+    def texts(self, titles: bool, separator: str = " ") -> "TokenizedTexts":
         """Themselves: whether titles are in the token ids, the original code's preparation decided."""
         return self
 

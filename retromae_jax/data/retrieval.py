@@ -15,6 +15,7 @@ millions of passages can be read in any order. A `.gz` file is unpacked into a t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar, overload
@@ -173,6 +174,12 @@ class Passages(Sequence[Passage]):
             _, title = self._title_lines.parsed(self._title_rows[index], _id_and_text)
         return Passage(title, text)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content of their file, and of that of their titles if it is another."""
+        titles = [] if self._title_lines is None else [self._title_lines.sha256()]
+        return "-".join([self._lines.sha256(), *titles])
+
     def indices(self, ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Where the passages with these ids stand, int64; -1 for an unknown id. One call for many ids is fastest."""
         return indices_of(self.ids, ids)
@@ -239,8 +246,8 @@ def indices_of(known: pa.LargeStringArray, ids: Sequence[str] | pa.Array) -> np.
     return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
-def load_passages(directory: str | Path) -> Passages:
-    """Reads the passages of a collection in either layout.
+def load_passages(directory_or_file: str | Path) -> Passages:
+    """Reads the passages of a collection in either layout, or of one file of such passages, or the queries of one.
 
     A passage with neither title nor text is kept, and said: known collections have some, and leaving them out would
     change their scores.
@@ -248,19 +255,38 @@ def load_passages(directory: str | Path) -> Passages:
     Raises:
         InputError: if the file is missing or a line of it is broken, or an id stands twice.
     """
-    directory = Path(directory)
-    path = _passages_file(directory)
+    path = Path(directory_or_file)
+    if not path.is_file():
+        path = _passages_file(path)
     lines = Lines(path)
-    if _is_beir(path):
+    if _is_json(path):
         passages = Passages(lines, _passage_from_json)
     else:
         is_titled = lines[0].count("\t") == 2
         passages = Passages(lines, _id_title_and_text if is_titled else _passage_without_title)
-        titles = _find(directory, MSMARCO_TITLES)
+        titles = _find(path.parent, MSMARCO_TITLES)
         if titles is not None and path.name.startswith("para."):
             passages.join_titles(Lines(titles))
     passages.warn_of_empty()
     return passages
+
+
+def load_queries(directory_or_file: str | Path) -> Passages:
+    """Reads all queries of a collection in BEIR's layout, or of a file in either, judged or not, as if passages.
+
+    Raises:
+        InputError: if the file is missing or a line of it is broken, or an id stands twice.
+    """
+    path = Path(directory_or_file)
+    if path.is_dir():
+        path = _find(path, BEIR_QUERIES)
+        if path is None:
+            names = sorted(path.name for path in Path(directory_or_file).glob("*queries*"))
+            raise InputError(
+                f"{directory_or_file}: no {BEIR_QUERIES} there; name the file of the queries"
+                + (f", one of {', '.join(names[:20])}" if names else "")
+            )
+    return load_passages(path)
 
 
 # Hard negatives.
@@ -356,7 +382,7 @@ class _Files:
 def _locate(directory: Path, split: str) -> _Files:
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; name one with a collection in BEIR's or MS MARCO's layout")
-    if _is_beir(_passages_file(directory)):
+    if _is_json(_passages_file(directory)):
         queries = _find(directory, BEIR_QUERIES)
         if queries is None:
             raise _missing(directory, "queries", (BEIR_QUERIES,))
@@ -388,8 +414,9 @@ def _passages_file(directory: Path) -> Path:
     return path
 
 
-def _is_beir(passages_file: Path) -> bool:
-    return passages_file.name.startswith(BEIR_PASSAGES)
+def _is_json(path: Path) -> bool:
+    """Whether a file is in BEIR's layout."""
+    return path.name.removesuffix(".gz").endswith(".jsonl")
 
 
 def _find(directory: Path, name: str) -> Path | None:

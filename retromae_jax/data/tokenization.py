@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from retromae_jax.checkpoints.hub import resolve
 from retromae_jax.errors import InputError, one_line
+from retromae_jax.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +50,12 @@ def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
         raise InputError(f"{name_or_directory}: the tokenizer needs a tokenizer.json and a cls, a sep and a pad token")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    modules = directory / "sentence_bert_config.json"
+    if modules.is_file() and read_json(modules).get("do_lower_case"):
+        # sentence-transformers puts texts in lower case, whatever the tokenizer does.
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        steps = [Lowercase()] if normalizer is None else [Lowercase(), normalizer]
+        tokenizer.backend_tokenizer.normalizer = NormalizerSequence(steps)
     return tokenizer
 
 
@@ -57,7 +66,7 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def encode_batch(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int, prompt: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of texts, [CLS] and [SEP] (RoBERTa's <s> and </s>) included.
 
@@ -65,11 +74,13 @@ def encode_batch(
         tokenizer: from `load_tokenizer`.
         texts: B texts.
         max_length: longer texts are cut; at least 3.
+        prompt: stands before every text, and counts among its tokens.
 
     Returns:
         int32 [B, longest], padded; and the lengths, int32 [B].
     """
-    encoded = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
+    prompted = [prompt + text for text in texts]
+    encoded = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(prompted)]
     return _padded(encoded, max_length, tokenizer.pad_token_id)
 
 

@@ -19,10 +19,15 @@ class EncoderSettings:
     Attributes:
         pooling: `cls` or `mean`.
         normalize: whether embeddings have length 1.
-        max_length: longest text in tokens.
+        max_length: longest text in tokens, [CLS] and [SEP] included.
         projection: width that a linear layer gives the pooled state; 0 for no such layer.
         lexical_top_k: words of the vocabulary in an embedding's lexical part (see `models.lexical`); 0 for none.
         untie_encoder: whether queries and passages have an encoder each.
+        query_max_length: longest query in tokens; 0 takes `max_length`.
+        query_prompt: stands before every query.
+        passage_prompt: stands before every passage, its title included.
+        titles: whether a passage's title, where it has one, stands before its text.
+        title_separator: between title and text.
     """
 
     pooling: str
@@ -31,6 +36,19 @@ class EncoderSettings:
     projection: int = 0
     lexical_top_k: int = 0
     untie_encoder: bool = False
+    query_max_length: int = 0
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    titles: bool = True
+    title_separator: str = " "
+
+    def max_length_of(self, kind: str) -> int:
+        """Longest text of a kind, `query` or `passage`, in tokens."""
+        return self.query_max_length or self.max_length if kind == "query" else self.max_length
+
+    def prompt_of(self, kind: str) -> str:
+        """What stands before every text of a kind, `query` or `passage`."""
+        return self.query_prompt if kind == "query" else self.passage_prompt
 
 
 def pool(hidden_RxLxD: jax.Array, rows: Rows, pooling: str) -> jax.Array:

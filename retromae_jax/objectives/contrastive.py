@@ -174,6 +174,11 @@ class Contrastive:
             config.projection,
             config.lexical_top_k,
             config.untie_encoder,
+            config.query_max_length,
+            config.query_prompt,
+            config.passage_prompt,
+            config.titles,
+            config.title_separator,
         )
         settings = {field.name: config[field.name] for field in dataclasses.fields(cls) if field.kw_only}
         return cls(bert, encoder, computation, **settings)

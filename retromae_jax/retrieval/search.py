@@ -9,7 +9,7 @@ import scipy.sparse
 from retromae_jax.errors import InputError
 from retromae_jax.logging import Progress
 from retromae_jax.models import lexical
-from retromae_jax.retrieval.encode import EmbeddingFiles
+from retromae_jax.retrieval.embeddings import Embeddings
 
 # Passages are searched slice by slice; a slice takes this much memory as float32.
 SLICE_BYTES = 2**29
@@ -19,7 +19,7 @@ LEXICAL_QUERIES_AT_ONCE = 128
 
 
 def search(
-    query_embeddings: np.ndarray, passage_embeddings: np.ndarray | EmbeddingFiles, k: int, lexical_top_k: int = 0
+    query_embeddings: np.ndarray, passage_embeddings: np.ndarray | Embeddings, k: int, lexical_top_k: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the passages with the largest inner products, best first, equal scores by index.
 
