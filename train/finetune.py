@@ -17,7 +17,7 @@ from configs import defaults
 from retromae_jax import hosts, parallel
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.prepared import TokenizedTexts, is_prepared, load_prepared
-from retromae_jax.data.retrieval import Collection, PassageTexts, load_collection, read_negatives
+from retromae_jax.data.retrieval import Collection, load_collection, read_negatives
 from retromae_jax.data.teacher_scores import MISSING, TeacherScores, read_teacher_scores, with_scores
 from retromae_jax.data.tokenization import add_special_tokens, encode_batch
 from retromae_jax.errors import exits_on_input_error
@@ -158,9 +158,9 @@ class Data(NamedTuple):
         teacher_scores: of queries and passages; None without distillation.
     """
 
-    queries: Sequence[str | np.ndarray]
+    queries: Sequence
     trained: np.ndarray
-    passages: PassageTexts | TokenizedTexts
+    passages: Sequence
     groups: TrainingGroups
     teacher_scores: TeacherScores | None
 
