@@ -25,6 +25,8 @@ from retromae_jax.objectives import finetuning_objective
 from retromae_jax.objectives.distillation import LOSSES
 from train import checks, mapped
 from train.command_line import parse_training
+from train.export import export_run
+from train.probe import Probe
 
 
 def finetune(config: ConfigDict, profile: bool = False) -> None:
@@ -45,6 +47,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
         checks.watching(config),
+        checks.probe(config),
         checks.batch(config),
         checks.known("pooling", config.pooling, POOLINGS),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
@@ -74,6 +77,9 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         encode = encode_batch
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
     objective = finetuning_objective(config).from_config(config, bert, computation)
+    probe = None
+    if config.probe_collection:
+        probe = Probe(config, tokenizer, bert, objective.settings, parallel.local_mesh())
 
     def share(indices: np.ndarray, epochs: np.ndarray) -> mapped.Share:
         queries = data.trained[indices]
@@ -104,6 +110,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         len(data.passages),
         "passages",
         profile,
+        probe,
     )
 
 
@@ -178,6 +185,7 @@ def main() -> None:
     config, flags = parse_training(__doc__, defaults.FINETUNING)
     hosts.start(flags)
     finetune(config, flags.profile)
+    export_run(config.workdir)
 
 
 if __name__ == "__main__":
