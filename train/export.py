@@ -21,12 +21,14 @@ datasets from the options below:
 import argparse
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from retromae_jax import hosts
 from retromae_jax.checkpoints import hub, huggingface, train_state
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.errors import InputError, exits_on_input_error, one_line
 from retromae_jax.logging import read_metrics, say
 from train import probe
 from train.model_card import About, card_files
@@ -70,9 +72,9 @@ def export(name: str, directory: Path, about: About | None = None) -> None:
             huggingface.save_masked_lm(directory / "masked_lm", source.config, parameters, tokenizer)
             say(f"masked language model: {directory / 'masked_lm'}")
         huggingface.add_files(directory, card)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{directory} cannot be written: {error.strerror or error}; make room or choose another --to, and start "
+            f"{directory} cannot be written: {one_line(error)}; make room or choose another --to, and start "
             f"train.export --from {name}"
         ) from error
     if best := probe.best_step(read_metrics(source.directory)):

@@ -137,11 +137,11 @@ def base_of(init: str) -> Base:
         return Base(init, _metadata_of(Path(cached)) if isinstance(cached, str) else None)
     if run := train_state.run_of(directory):
         return base_of(train_state.read_description(run[0])["config"].get("init", ""))
-    # Of an export of ours, or of its masked_lm/.
-    card = next((path / README for path in (directory, directory.parent) if (path / README).is_file()), None)
-    metadata = _metadata_of(card) if card else None
-    is_own = card is not None and (card.parent / huggingface.EXPORT).is_file()
-    return Base(metadata.base_model if metadata and is_own else None, metadata)
+    # An export of ours knows its base; its parts, such as masked_lm/, have its card.
+    is_export = {path: (path / huggingface.EXPORT).is_file() for path in (directory, directory.parent)}
+    owner = directory.parent if is_export[directory.parent] else directory
+    metadata = _metadata_of(owner / README)
+    return Base(metadata.base_model if metadata and is_export[owner] else None, metadata)
 
 
 def _metadata_of(card: Path) -> ModelCardData | None:
