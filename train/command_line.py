@@ -156,7 +156,6 @@ def _one_line(error: Exception) -> str:
 def _help(command: str, keys: Mapping[str, tuple[object, str]], flags: str) -> str:
     lines = [command.strip(), "", "Keys of the config, set in the file or as --config.key=value:"]
     for key, (default, meaning) in keys.items():
-        kind = "dict" if isinstance(default, ConfigDict) else type(default).__name__
-        shown = kind if isinstance(default, ConfigDict) else f"{kind}, {default!r}"
+        shown = type(default).__name__ if isinstance(default, ConfigDict | tuple) else repr(default)
         lines += textwrap.wrap(f"{key} ({shown}): {meaning}", 100, initial_indent="  ", subsequent_indent="      ")
     return "\n".join([*lines, "", flags] if flags else lines)
