@@ -9,6 +9,8 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from logging import Formatter, makeLogRecord
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +20,8 @@ Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
 METRICS = "metrics.jsonl"
-
+LOG_BYTES = 10_000_000
+LOGS_KEPT = 5
 
 # Of several processes of one run, only the first prints and logs.
 _silent = False
@@ -30,12 +33,49 @@ def silence() -> None:
     _silent = True
 
 
+# Where what is said is kept, too.
+_log: RotatingFileHandler | None = None
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """While it is entered, what is said is kept in a file, too, each line with its time; and how it ended.
+
+    A file of 10 MB gets the suffix `.1`, that which had it `.2`, and so on to `.5`; the oldest is removed. What cannot
+    be written, say to a full disk, is lost.
+
+    Args:
+        path: the file, in a directory that exists; more is written behind what it holds.
+    """
+    global _log
+    if _silent:
+        yield
+        return
+    _log = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8", delay=True)
+    _log.setFormatter(Formatter("%(asctime)s  %(message)s"))
+    _log.handleError = lambda record: None  # a traceback for each line would bury what else is said
+    try:
+        yield
+    except BaseException as error:
+        _keep(f"ended by {type(error).__name__}: {error}")
+        raise
+    finally:
+        _log.close()
+        _log = None
+
+
+def _keep(message: str) -> None:
+    if _log is not None:
+        _log.emit(makeLogRecord({"msg": message}))
+
+
 def say(message: str) -> None:
     """Prints one line about an event that matters, above a progress bar if there is one."""
     if _silent:
         return
     tqdm.write(message, file=sys.stderr)
     sys.stderr.flush()
+    _keep(message)
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,10 @@
 import json
+import re
+
+import pytest
 
 from retromae_jax import logging
-from retromae_jax.logging import MetricsLog, Progress, duration, progress, table
+from retromae_jax.logging import MetricsLog, Progress, duration, log_file, progress, say, table
 from tests.disks import fill
 
 
@@ -74,3 +77,33 @@ def test_metrics_wait_for_room_on_a_full_disk(small_disk, capsys):
     log.close()
     lines = [json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "loss": float(step)} for step in range(1, 301)]
+
+
+def test_what_is_said_is_kept_with_its_time_in_files_of_limited_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logging, "LOG_BYTES", 1000)
+    path = tmp_path / "log.txt"
+    path.write_text("of an earlier start\n")
+    with log_file(path):
+        for number in range(200):
+            say(f"event {number}")
+    say("afterwards")
+    assert len(capsys.readouterr().err.splitlines()) == 201
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["log.txt", *(f"log.txt.{n}" for n in range(1, 6))]
+    assert all(file.stat().st_size <= 1000 for file in tmp_path.iterdir())
+    *_, last = path.read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}  event 199", last)
+
+
+def test_the_log_says_how_it_ended(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("of an earlier start\n")
+    with pytest.raises(RuntimeError), log_file(path):
+        raise RuntimeError("no more")
+    first, last = path.read_text().splitlines()
+    assert first == "of an earlier start" and last.endswith("  ended by RuntimeError: no more")
+
+
+def test_a_full_disk_does_not_end_what_is_logged(small_disk, capsys):
+    with log_file(small_disk / "log.txt"), fill(small_disk):
+        say("no room")
+    assert capsys.readouterr().err == "no room\n"

@@ -14,11 +14,13 @@ from ml_collections import ConfigDict
 from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.errors import InputError
-from retromae_jax.logging import MetricsLog, Progress, duration, say
+from retromae_jax.logging import MetricsLog, Progress, duration, log_file, say
 from retromae_jax.tracking import Trackers
 from train.heartbeat import Heartbeat, command_line
 from train.losses import LossWatch
 from train.profiling import Profile
+
+LOG = "log.txt"
 
 
 class Batch(NamedTuple):
@@ -119,6 +121,7 @@ def train(
         return loss
 
     with (
+        log_file(run.directory / LOG),
         hosts.StopSignals() as stop_signals,
         Progress(name, num_steps, "steps", first_step) as progress,
         Heartbeat(run, num_steps, unit, config.stall_minutes) as heartbeat,
@@ -172,13 +175,13 @@ def train(
             if stopped:
                 heartbeat.state = "stopped"
                 break
+        if stopped:
+            again = command_line(name, sys.argv[1:])
+            say(f"{name}: stopped by a signal after step {finished:,}; the same command goes on from there: {again}")
+        else:
+            say(f"{name}: finished, {run.directory}")
     if stopped:
-        say(
-            f"{name}: stopped by a signal after step {finished:,}; the same command goes on from there: "
-            f"{command_line(name, sys.argv[1:])}"
-        )
         raise SystemExit(128 + signal.SIGTERM)
-    say(f"{name}: finished, {run.directory}")
 
 
 def _means(metrics: list[dict]) -> dict[str, float]:

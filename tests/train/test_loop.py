@@ -84,7 +84,7 @@ def test_too_many_skipped_steps_end_the_run_and_leave_the_batch(tmp_path):
         np.testing.assert_array_equal(batch["items"], [400, 401, 402])
         assert np.isnan(batch["loss"])
     assert beat_of(tmp_path)["state"] == "failed"
-    assert "ended by an error" in status(tmp_path)
+    assert f"ended by an error 0 s ago; {tmp_path / 'log.txt'} says which" in status(tmp_path)
 
 
 @jax.jit
