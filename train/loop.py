@@ -223,7 +223,8 @@ def _shown(metrics: dict[str, float]) -> str:
 
     def shown(key: str, value: float) -> str:
         if key.endswith("_per_second"):
-            return f"{number(value)} {key.removesuffix('_per_second')}/s"
+            rate = f"{value:,.0f}" if value >= 10 else number(value)
+            return f"{rate} {key.removesuffix('_per_second')}/s"
         if key == "model_flops_utilization":
             return f"{value:.1%} MFU"
         return f"{key.replace('_', ' ')} {value if isinstance(value, int) else number(value)}"
