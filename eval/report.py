@@ -16,18 +16,16 @@ import shutil
 import textwrap
 from pathlib import Path
 
-import matplotlib
-
+from retromae_jax.curves import GAIN, plot_curves
 from retromae_jax.data.retrieval import load_collection
 from retromae_jax.errors import InputError, exits_on_input_error
-from retromae_jax.files import read_json
+from retromae_jax.files import read_json, read_json_lines
 from retromae_jax.logging import table
 from retromae_jax.retrieval.metrics import mean_gain
 from retromae_jax.retrieval.runs import ranking, read_run
 
 MEASURES = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10")
 EXAMPLES, HITS = 3, 3
-GAIN = "held_out/reconstruction_gain"
 AGAIN = "run the evaluation again"
 
 
@@ -49,9 +47,9 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
     missing = [directory / "run.trec" for directory in evaluations.values() if not (directory / "run.trec").is_file()]
     if missing:
         raise InputError(f"{missing[0]} does not exist; {AGAIN}")
-    per_query = {name: _read_lines(directory / "per_query.jsonl", AGAIN) for name, directory in evaluations.items()}
+    per_query = {name: read_json_lines(directory / "per_query.jsonl", AGAIN) for name, directory in evaluations.items()}
     remedy = "is it the directory of a training run?"
-    curves = {name: _read_lines(directory / "metrics.jsonl", remedy) for name, directory in runs.items()}
+    curves = {name: read_json_lines(directory / "metrics.jsonl", remedy) for name, directory in runs.items()}
     gains = {
         name: [(row["step"], row[GAIN]) for row in rows if GAIN in row]
         for name, rows in curves.items()
@@ -76,8 +74,7 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
     (output / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     last = list(evaluations.values())[-1]
     shutil.copyfile(last / "run.trec", output / "run.trec")
-    if any(curves.values()):
-        _plot(curves, output / "curves.png")
+    plot_curves(curves, output / "curves.png")
 
     ((directory, split),) = judged
     first = next(iter(found.values()))
@@ -97,13 +94,6 @@ def report(evaluations: dict[str, Path], runs: dict[str, Path], output: Path) ->
 
 def _read_evaluation(directory: Path) -> dict:
     return read_json(directory / "metrics.json", dict, AGAIN)
-
-
-def _read_lines(path: Path, remedy: str) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}; {remedy}") from error
 
 
 def _gain(before: list[dict], after: list[dict], measure: str) -> str | None:
@@ -132,35 +122,6 @@ def _examples(directory: str, split: str, run_file: Path) -> str:
             shown = textwrap.shorten(f"{title}: {text}" if title else text, 100, placeholder=" ...")
             lines.append(f"  {mark} {score:.3f}  {shown}")
     return "\n".join(lines)
-
-
-def _plot(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """One row of panels per run: training losses, and what was measured on held-out data."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = []
-    for name, rows in curves.items():
-        for prefix, kind in (("", "training"), ("held_out/", "held out")):
-            keys = sorted({key for row in rows for key in row if key == f"{prefix}loss" or key.endswith("_loss")})
-            keys = [key for key in keys if key.startswith("held_out/") == bool(prefix)]
-            if keys:
-                panels.append((f"{name}: {kind} loss, nats", rows, keys))
-        if any(GAIN in row for row in rows):
-            panels.append((f"{name}: reconstruction gain, nats per token", rows, [GAIN]))
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(7, 2.6 * len(panels)), squeeze=False)
-    for axis, (title, rows, keys) in zip(axes[:, 0], panels, strict=True):
-        for key in keys:
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            axis.plot(*zip(*points, strict=True), marker=".", label=key.rsplit("/", 1)[-1].replace("_", " "))
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("optimizer step")
-        axis.grid(alpha=0.3)
-        if len(keys) > 1:
-            axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _named_directory(argument: str) -> tuple[str, Path]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
+METRICS = "metrics.jsonl"
 LOG_BYTES = 10_000_000
 LOGS_KEPT = 5
 
@@ -92,17 +93,23 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a task of `total` units (None when unknown): a bar on a terminal, plain lines elsewhere."""
+    """Progress of a task of `total` units (None when unknown): a bar on a terminal, plain lines elsewhere.
+
+    A task within another is shown only where it takes long: by plain lines.
+    """
+
+    _open = 0
 
     def __init__(self, task: str, total: int | None, unit: str, initial: int = 0):
         self.task, self.total, self.unit = task, total, unit
+        self.is_within = Progress._open > 0
         self.done = self.initial = initial
         self.started = self.last_line = time.monotonic()
         # When the first units were done, and how many: they often take longest, as something is compiled for them.
         self.first: tuple[float, int] | None = None
         self.note = ""
         self.bar = None
-        if sys.stderr.isatty() and not _silent:
+        if sys.stderr.isatty() and not _silent and not self.is_within:
             self.bar = tqdm(desc=task, total=total, unit=f" {unit}", initial=initial, dynamic_ncols=True, smoothing=0.1)
 
     def update(self, count: int = 1, note: str = "") -> None:
@@ -133,14 +140,17 @@ class Progress:
         return f"{line}, {self.note}" if self.note else line
 
     def __enter__(self) -> "Progress":
+        Progress._open += 1
         return self
 
     def __exit__(self, *exception) -> None:
+        Progress._open -= 1
         if self.bar is not None:
             self.bar.close()
         if exception[0] is None:
             elapsed = time.monotonic() - self.started
-            if self.bar is None or elapsed > SECONDS_BETWEEN_LINES:
+            is_shown = self.bar is None and not self.is_within
+            if is_shown or elapsed > SECONDS_BETWEEN_LINES:
                 say(f"{self.task}: {self.done - self.initial:,} {self.unit} in {duration(elapsed)}")
 
 
@@ -177,6 +187,15 @@ def table(rows: Sequence[Mapping[str, object]], title: str = "") -> str:
     return "\n".join([*([title] if title else []), line(cells[0]), ruler, *map(line, cells[1:])])
 
 
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """What a run has logged, a dictionary for each line; the last line of a killed run may be cut short and is none."""
+    path, rows = directory / METRICS, []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
 class MetricsLog:
     """Writes the metrics of a run to `metrics.jsonl` and TensorBoard files in its directory.
 
@@ -197,19 +216,10 @@ class MetricsLog:
         if _silent:
             return
         (directory / "tensorboard").mkdir(parents=True, exist_ok=True)
-        self.path = directory / "metrics.jsonl"
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= resumed_step:
-                        kept.append(line)
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    continue  # the last line of a killed run may be cut short
-        if resumed_step == 0:
-            kept = []
+        self.path = directory / METRICS
+        kept = [row for row in read_metrics(directory) if row["step"] <= resumed_step] if resumed_step else []
         rewritten = self.path.with_suffix(".incomplete")
-        rewritten.write_text("".join(line + "\n" for line in kept))
+        rewritten.write_text("".join(json.dumps(row) + "\n" for row in kept))
         rewritten.rename(self.path)
         # Its buffer is what waits in memory.
         self.file = self.path.open("ab", buffering=2**20)

@@ -27,6 +27,8 @@ from retromae_jax.objectives import finetuning_objective
 from retromae_jax.objectives.distillation import LOSSES
 from train import checks, mapped
 from train.command_line import parse_training
+from train.export import export_run
+from train.probe import Probe
 
 # From texts, or their token ids without special ones, to token ids and lengths.
 Encode = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -50,6 +52,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
         checks.watching(config),
+        checks.probe(config),
         checks.batch(config),
         checks.known("pooling", config.pooling, POOLINGS),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
@@ -89,6 +92,9 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         encode_passages = functools.partial(encode_batch, prompt=config.passage_prompt)
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
     objective = finetuning_objective(config).from_config(config, bert, computation)
+    probe = None
+    if config.probe_collection:
+        probe = Probe(config, tokenizer, bert, objective.settings, parallel.local_mesh())
 
     def share(indices: np.ndarray, epochs: np.ndarray) -> mapped.Share:
         queries = data.trained[indices]
@@ -121,6 +127,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         len(data.passages),
         "passages",
         profile,
+        probe,
     )
 
 
@@ -195,6 +202,7 @@ def main() -> None:
     config, flags = parse_training(__doc__, defaults.FINETUNING)
     hosts.start(flags)
     finetune(config, flags.profile)
+    export_run(config.workdir)
 
 
 if __name__ == "__main__":

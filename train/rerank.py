@@ -20,6 +20,7 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.reranking import Reranking
 from train import checks, mapped
 from train.command_line import parse_training
+from train.export import export_run
 
 
 def rerank(config: ConfigDict, profile: bool = False) -> None:
@@ -99,6 +100,7 @@ def main() -> None:
     config, flags = parse_training(__doc__, defaults.RERANKING)
     hosts.start(flags)
     rerank(config, flags.profile)
+    export_run(config.workdir)
 
 
 if __name__ == "__main__":
