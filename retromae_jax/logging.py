@@ -25,12 +25,25 @@ LOGS_KEPT = 5
 
 # Of several processes of one run, only the first prints and logs.
 _silent = False
+# Seconds that a task takes before its progress is shown.
+_delay = 0.0
 
 
 def silence() -> None:
     """Makes this process print and log nothing more."""
     global _silent
     _silent = True
+
+
+@contextlib.contextmanager
+def delayed(seconds: float = 3.0) -> Iterator[None]:
+    """While it is entered, progress is shown only of tasks that take longer than so many seconds."""
+    global _delay
+    before, _delay = _delay, seconds
+    try:
+        yield
+    finally:
+        _delay = before
 
 
 class _LogFile(RotatingFileHandler):
@@ -102,7 +115,7 @@ class Progress:
 
     def __init__(self, task: str, total: int | None, unit: str, initial: int = 0):
         self.task, self.total, self.unit = task, total, unit
-        self.is_within = Progress._open > 0
+        self.is_within, self.delay = Progress._open > 0, _delay
         self.done = self.initial = initial
         self.started = self.last_line = time.monotonic()
         # When the first units were done, and how many: they often take longest, as something is compiled for them.
@@ -110,7 +123,15 @@ class Progress:
         self.note = ""
         self.bar = None
         if sys.stderr.isatty() and not _silent and not self.is_within:
-            self.bar = tqdm(desc=task, total=total, unit=f" {unit}", initial=initial, dynamic_ncols=True, smoothing=0.1)
+            self.bar = tqdm(
+                desc=task,
+                total=total,
+                unit=f" {unit}",
+                initial=initial,
+                dynamic_ncols=True,
+                smoothing=0.1,
+                delay=self.delay,
+            )
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Counts `count` more units as done; `note` (say, the loss) is shown beside the rate."""
@@ -122,7 +143,7 @@ class Progress:
             if note:
                 self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(count)
-        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self.last_line >= max(self.delay, SECONDS_BETWEEN_LINES):
             self.last_line = time.monotonic()
             say(self._line(*self.first))
 
@@ -149,8 +170,8 @@ class Progress:
             self.bar.close()
         if exception[0] is None:
             elapsed = time.monotonic() - self.started
-            is_shown = self.bar is None and not self.is_within
-            if is_shown or elapsed > SECONDS_BETWEEN_LINES:
+            is_shown = self.bar is None and not self.is_within and elapsed >= self.delay
+            if is_shown or elapsed > max(self.delay, SECONDS_BETWEEN_LINES):
                 say(f"{self.task}: {self.done - self.initial:,} {self.unit} in {duration(elapsed)}")
 
 
