@@ -1,4 +1,4 @@
-"""This project's systems: the parts of `train.pretrain`, fed from token blocks as there, and of `train.finetune`."""
+"""This project's systems: the parts of `train.pretrain`, fed from token blocks as there, of `train.finetune` and `eval.encode`."""
 
 import abc
 import dataclasses
@@ -6,7 +6,7 @@ import functools
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,23 @@ import optax
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from benchmarks.worker import FinetuningTask, PretrainingTask, Task
+from benchmarks.texts import neighbours_score
+from benchmarks.worker import EncodingTask, FinetuningTask, PretrainingTask, Task
 from configs import defaults
 from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source, open_model
+from retromae_jax.data.batches import BATCH_SIZES, by_length
 from retromae_jax.data.blocks import COLUMN, TokenBlocks, write_blocks, write_description
 from retromae_jax.data.packing import SPECIAL_TOKENS, RowMaker, fill_shares, packed_shares, room_for_texts
 from retromae_jax.data.tokenization import encode_batch, load_tokenizer
+from retromae_jax.encoder import Encoder
 from retromae_jax.masking import Vocabulary
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw
+from retromae_jax.retrieval.encode import encode_texts
 from retromae_jax.training import finetuning_step, initial_state, pretraining_step
 from train.finetune import together
 
@@ -153,3 +157,41 @@ class FineTuning(_JaxSystem):
         batch = fill_shares(layouts, layouts[0].rows, token_ids, {"samples": samples}, self.tokenizer.pad_token_id)
         batch["places"] = batch["places"].reshape(1, len(groups), -1)
         return batch, int(lengths.sum())
+
+
+class Encoding(_JaxSystem):
+    """A `System`: `encode_texts` as `eval.encode` calls it."""
+
+    dtype = "float32"
+
+    def __init__(self, task: EncodingTask):
+        super().__init__(task, ConfigDict())
+        self.encoder = Encoder.from_pretrained(task.model, self.dtype, max_length=task.max_length)
+        lengths = encode_batch(self.encoder.tokenizer, list(task.texts), task.max_length)[1]
+        self.lengths = [lengths[task.batch(step)] for step in range(task.steps)]
+        self.shapes = [{batch.shape for _, _, batch in self._batches(of_step)} for of_step in self.lengths]
+
+    def _batches(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        ids = np.zeros((len(lengths), lengths.max()), np.int32)
+        return by_length(ids, lengths, BATCH_SIZES["cpu"], self.task.max_length, 0)
+
+    def collate(self, step: int) -> tuple[Sequence[str], int]:
+        return self.task.texts[self.task.batch(step)], int(self.lengths[step].sum())
+
+    def train(self, batch: Sequence[str]) -> float:
+        return neighbours_score(encode_texts(self.encoder, batch, "passage"))
+
+    def warm_up_steps(self) -> list[int]:
+        """A step, after each shape of batch has been compiled."""
+        for rows, length in set().union(*self.shapes):
+            jax.block_until_ready(self.encoder.embed(np.zeros((rows, length), np.int32), np.full(rows, length)))
+        return [0]
+
+    def restart(self) -> None:
+        pass
+
+
+class RoundedEncoding(Encoding):
+    """The same in bfloat16."""
+
+    dtype = "bfloat16"

@@ -1,13 +1,15 @@
 """PyTorch systems to compare with: plain training loops without a trainer's overhead."""
 
 import abc
+from collections.abc import Sequence
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
-from benchmarks.worker import FinetuningTask, PretrainingTask
+from benchmarks.texts import neighbours_score
+from benchmarks.worker import EncodingTask, FinetuningTask, PretrainingTask
 from configs import defaults
-from retromae_jax.data.tokenization import load_tokenizer
+from retromae_jax.data.tokenization import encode_batch, load_tokenizer
 
 CONFIG = defaults.pretraining()
 FINETUNING = defaults.finetuning()
@@ -131,3 +133,31 @@ class SentenceTransformers:
 
     def warm_up_steps(self) -> list[int]:
         return list(range(min(2, self.task.steps)))
+
+
+class SentenceTransformersEncoding:
+    """A `System`: `SentenceTransformer.encode`, which sorts texts by their length, in float32, its default."""
+
+    tokenized_seconds = 0.0
+
+    def __init__(self, task: EncodingTask):
+        from sentence_transformers import SentenceTransformer
+
+        torch.set_num_threads(task.threads)
+        self.task = task
+        self.model = SentenceTransformer(task.model, device="cpu")
+        self.model.max_seq_length = task.max_length
+        lengths = encode_batch(load_tokenizer(task.model), list(task.texts), task.max_length)[1]
+        self.lengths = [lengths[task.batch(step)] for step in range(task.steps)]
+
+    def collate(self, step: int) -> tuple[Sequence[str], int]:
+        return self.task.texts[self.task.batch(step)], int(self.lengths[step].sum())
+
+    def train(self, batch: Sequence[str]) -> float:
+        return neighbours_score(self.model.encode(list(batch), batch_size=self.task.at_once))
+
+    def warm_up_steps(self) -> list[int]:
+        return [0]
+
+    def restart(self) -> None:
+        pass

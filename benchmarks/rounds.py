@@ -31,7 +31,7 @@ def compare(task: Task, systems: Sequence[str], rounds: int) -> list[dict]:
         rounds: the task's steps are divided into so many equal rounds.
 
     Returns:
-        For each system its name, `system`; of each round `seconds`, `tokens_per_second`, mean `loss` and
+        For each system its name, `system`; of each round `seconds`, `processor_seconds`, `tokens_per_second`, mean `loss` and
         `cores_elsewhere`, those that other processes took; of each step its loss, `losses`; `peak_megabytes`; and how
         many texts a second of one core's time makes batches of, `collated_per_core_second`, and tokenizes beforehand,
         `tokenized_per_core_second` (None if batches include it).
@@ -63,6 +63,7 @@ def compare(task: Task, systems: Sequence[str], rounds: int) -> list[dict]:
                 {
                     "system": worker.system,
                     "seconds": [one["seconds"] for one in of_system],
+                    "processor_seconds": [one["processor_seconds"] for one in of_system],
                     "tokens_per_second": [one["tokens"] / one["seconds"] for one in of_system],
                     "loss": [statistics.fmean(one["losses"]) for one in of_system],
                     "losses": [loss for one in of_system for loss in one["losses"]],

@@ -98,6 +98,11 @@ def load_groups(name: str, data: Path, count: int, group_size: int, seed: int) -
     return list(itertools.islice(itertools.cycle(groups), count))
 
 
+def neighbours_score(embeddings: np.ndarray) -> float:
+    """The mean inner product of each of some embeddings, [N, D], with the next: one number to compare systems by."""
+    return float(np.sum(embeddings[1:] * embeddings[:-1], axis=1).mean())
+
+
 def _joined(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", limit: int) -> Iterator[str]:
     """Texts of at least `limit` tokens each, made of one or several."""
     parts, tokens = [], 0

@@ -96,6 +96,25 @@ class FinetuningTask(Task):
     dropout: float
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodingTask(Task):
+    """Encoding passages; a step is a call with `batch_size` of them, and its loss the mean score of neighbours.
+
+    Attributes:
+        model: the directory of a sentence-transformers model.
+        at_once: texts that the peer computes at once.
+    """
+
+    SYSTEMS: ClassVar = {
+        "retromae_jax": "benchmarks.ours:Encoding",
+        "retromae_jax_bfloat16": "benchmarks.ours:RoundedEncoding",
+        "sentence_transformers": "benchmarks.peers:SentenceTransformersEncoding",
+    }
+
+    model: str
+    at_once: int
+
+
 class System(Protocol):
     """A system under test.
 
@@ -169,8 +188,8 @@ def train(system: System, steps: Sequence[int]) -> dict[str, Any]:
     """Trains some steps, host work included.
 
     Returns:
-        `seconds`, `tokens` that are not padding, `losses` of the steps, the process's `peak_megabytes` so far, and the
-        `cores_elsewhere` that other processes took on average.
+        `seconds`, and `processor_seconds` of all its threads; `tokens` that are not padding; `losses` of the steps; the
+        process's `peak_megabytes` so far; and the `cores_elsewhere` that other processes took on average.
     """
     started, own, all_processes = time.perf_counter(), time.process_time(), _processor_seconds()
     tokens, losses = 0, []
@@ -179,12 +198,13 @@ def train(system: System, steps: Sequence[int]) -> dict[str, Any]:
         losses.append(system.train(batch))
         tokens += count
     losses = list(map(float, losses))
-    seconds = time.perf_counter() - started
-    elsewhere = _processor_seconds() - all_processes - (time.process_time() - own)
+    seconds, of_processor = time.perf_counter() - started, time.process_time() - own
+    elsewhere = _processor_seconds() - all_processes - of_processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
     return {
         "seconds": seconds,
+        "processor_seconds": of_processor,
         "tokens": tokens,
         "losses": losses,
         "peak_megabytes": peak / 1e6,
@@ -223,7 +243,9 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     request = json.loads(sys.stdin.readline())
-    task = {one.__name__: one for one in (PretrainingTask, FinetuningTask)}[request["kind"]](**request["task"])
+    task = {one.__name__: one for one in (PretrainingTask, FinetuningTask, EncodingTask)}[request["kind"]](
+        **request["task"]
+    )
     # XLA starts as many threads as there are cores it may use. Set before anything is imported that counts them.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])

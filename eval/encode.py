@@ -3,13 +3,13 @@
     python -m eval.encode --model exported/ --corpus data/msmarco --output embeddings/msmarco --dtype float16
 
 The corpus is a collection's directory in BEIR's or MS MARCO's layout, of which only the passages are read, or one file
-of passages in either layout; with `--kind query`, a file of queries. How texts are prompted, cut and made embeddings of,
-the model says; every of its settings can be changed here.
+of passages in either layout; with `--kind query`, a file of queries. Prompts, titles, longest texts and pooling are the
+model's own, and can be changed here.
 
 A run that was stopped or killed goes on when the same command is given again: what is on disk is kept, in files of
-16,384 texts each. On several hosts, each makes a share of the files that are missing, in a directory that all see; a
-run may go on with other hosts. Memory holds ids and positions of the texts, not embeddings. The files are described in
-docs/evaluation.md.
+16,384 texts each, which docs/encoding.md describes. On several hosts, each makes a share of the files that are missing,
+in a directory that all see; a run may go on with other hosts. Memory holds ids and positions of the texts, and one
+file's embeddings.
 """
 
 import argparse

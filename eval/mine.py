@@ -10,11 +10,12 @@ On several hosts, each encodes its share of the passages and searches for its sh
 what one host alone would have written, where all see it. A run is read by the first alone.
 
 Beside the output lies, until it is written, a directory with an encoder's passage embeddings (passages x width x 4
-bytes; none with --embeddings, which names those that eval.encode has made) and each host's negatives. Memory holds the queries, their qrels, and the passages' ids and positions in their
-file; the results of 16,384 queries at a time, which are 12 bytes for each of their ranks (39 MB at 200), or some 150
-while a run is read; and an encoder's embeddings of these queries and of one block of passages (512 MiB). All else is
-time and disk. BM25's index is in memory as a whole, on every host: some 8 bytes for each different word of each
-passage, and several times that while it is made. For collections that are too large for it, give a search engine's run.
+bytes; none with --embeddings, those that eval.encode has made) and each host's negatives. Memory holds the queries,
+their qrels, and the passages' ids and positions in their file; the results of 16,384 queries at a time, which are 12
+bytes for each of their ranks (39 MB at 200), or some 150 while a run is read; and an encoder's embeddings of these
+queries and of one block of passages (512 MiB). All else is time and disk. BM25's index is in memory as a whole, on
+every host: some 8 bytes for each different word of each passage, and several times that while it is made. For
+collections that are too large for it, give a search engine's run.
 """
 
 import argparse

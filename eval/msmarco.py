@@ -5,7 +5,8 @@
 Queries and passages are encoded, all passages are searched exactly, and the run is scored: MRR@10, Recall@100,
 Recall@1000, nDCG@10, MAP. Embeddings with a lexical part (lexical_top_k) are searched without an index, which takes
 long: docs/design.md has figures. Until the end, the embeddings lie in files in the output directory (passages x width x
-4 bytes) instead of memory; with --embeddings, those that eval.encode has made are searched. Published MS MARCO scores use passages with titles (RocketQA's corpus).
+4 bytes) instead of memory; with --embeddings, those that eval.encode has made are searched. Published MS MARCO scores
+use passages with titles (RocketQA's corpus).
 """
 
 import argparse

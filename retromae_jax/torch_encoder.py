@@ -3,8 +3,6 @@
 The same texts are tokenized, cut and batched as for `Encoder`; what makes embeddings of them is another program.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from retromae_jax import parallel
@@ -16,7 +14,7 @@ try:
     import torch
 except ImportError as error:
     raise InputError(
-        "--encoder torch needs PyTorch, which is not installed: pip install 'retromae_jax[torch]', or take --encoder jax"
+        "--encoder torch needs PyTorch, which is not installed; pip install 'retromae_jax[torch]', or take jax instead"
     ) from error
 
 

@@ -94,6 +94,27 @@ def minilm_directory() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+@pytest.fixture(scope="session")
+def small_encoder_directory(minilm_directory, tmp_path_factory) -> Path:
+    """A small encoder with random weights, 32 wide, of queries and passages with prompts and lengths of their own."""
+    from retromae_jax.checkpoints import huggingface
+    from retromae_jax.data.tokenization import load_tokenizer
+    from retromae_jax.models import parameters
+    from retromae_jax.models.bert import BertConfig, Computation
+    from retromae_jax.models.pooling import EncoderSettings
+    from retromae_jax.models.text_encoder import TextEncoder
+
+    tokenizer = load_tokenizer(str(minilm_directory))
+    bert = BertConfig(len(tokenizer), 32, 2, 2, 64, initializer_range=0.3)
+    settings = EncoderSettings(
+        "mean", True, 24, query_max_length=9, query_prompt="find: ", passage_prompt="read: ", title_separator=" : "
+    )
+    weights = parameters.initialize(lambda rngs: TextEncoder(bert, settings, Computation(), rngs), seed=1)
+    directory = tmp_path_factory.mktemp("small") / "encoder"
+    huggingface.save_encoder(directory, bert, weights, tokenizer, settings)
+    return directory
+
+
 # What the tokenizers below are trained on.
 SENTENCES = [
     "A compact encoder reads the whole text, sentence by sentence.",

@@ -182,12 +182,11 @@ def encode_to_disk(
         stored = _stored(vectors, dtype, passages.ids, window.start)
         _write(_shard(directory, description, window.start // WINDOW), stored)
     hosts.wait_for_all("embeddings written")
-    return sum(min(WINDOW, len(texts) - number * WINDOW) for number in missing.tolist())
+    return sum(_rows(description, number) for number in missing.tolist())
 
 
 def missing_shards(directory: Path, description: Mapping[str, Any]) -> list[int]:
     """Numbers of the shards that are not there, or cut short."""
-    count, size, width = (description[key] for key in ("count", "texts_per_shard", "width"))
     missing = []
     for number in range(_shards(description)):
         path = _shard(directory, description, number)
@@ -195,13 +194,19 @@ def missing_shards(directory: Path, description: Mapping[str, Any]) -> list[int]
             shape = np.load(path, mmap_mode="r").shape if path.is_file() else None
         except (ValueError, OSError):
             shape = None
-        if shape != (min(size, count - number * size), width):
+        if shape != (_rows(description, number), description["width"]):
             missing.append(number)
     return missing
 
 
 def _shards(description: Mapping[str, Any]) -> int:
     return -(-description["count"] // description["texts_per_shard"])
+
+
+def _rows(description: Mapping[str, Any], number: int) -> int:
+    """How many texts a shard is of."""
+    size = description["texts_per_shard"]
+    return min(size, description["count"] - number * size)
 
 
 def _shard(directory: Path, description: Mapping[str, Any], number: int) -> Path:
@@ -233,12 +238,13 @@ def _begin(directory: Path, description: Mapping[str, Any], ids: pa.LargeStringA
         _refuse_differences(directory, _read_description(directory), description, NAMES, remedy)
     elif foreign := [name for name in found if name.removesuffix(".incomplete") != IDS]:
         raise InputError(f"{directory} holds {foreign[0]}, which is none of embeddings; choose another directory")
-    size = np.dtype(DTYPES[description["dtype"]]).itemsize * description["width"] * WINDOW
-    needed, free = size * len(missing_shards(directory, description)), shutil.disk_usage(directory).free
+    texts = sum(_rows(description, number) for number in missing_shards(directory, description))
+    needed = texts * description["width"] * np.dtype(DTYPES[description["dtype"]]).itemsize
+    free = shutil.disk_usage(directory).free
     if free < needed:
         raise InputError(
-            f"{directory} has room for {free / 1e9:.1f} GB, the embeddings need {needed / 1e9:.1f} GB; make room, "
-            "store them in float16 or bfloat16, or choose another directory"
+            f"{directory} has room for {free:,} bytes, the embeddings need {needed:,}; make room, store them in "
+            "float16 or bfloat16, or choose another directory"
         )
     hosts.check_same(json.dumps({key: value for key, value in description.items() if key not in NAMES}))
     if hosts.is_first() and DESCRIPTION not in found:

@@ -1,5 +1,6 @@
 """Directories that leave the project, opened with the packages that people use; and those that come in."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -78,7 +79,7 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
     huggingface.save_encoder(directory, config, weights, tokenizer, EncoderSettings(pooling, normalize, 16))
     encoder = Encoder.from_pretrained(str(directory))
     assert encoder.settings == EncoderSettings(pooling, normalize, 16)
-    ours = encode_texts(encoder, TEXTS, 16)
+    ours = encode_texts(encoder, TEXTS, "passage")
 
     theirs = sentence_transformers.SentenceTransformer(str(directory), device="cpu")
     assert theirs.max_seq_length == 16
@@ -93,6 +94,78 @@ def test_encoder_directory_opens_everywhere_with_equal_vectors(
     if pooling == "cls":
         np.testing.assert_allclose(output.last_hidden_state[:, 0].numpy(), ours, atol=1e-5)
         np.testing.assert_allclose(output.pooler_output.numpy(), np.tanh(ours), atol=1e-5)
+
+
+def test_prompts_lengths_and_titles_travel_and_prompted_vectors_are_sentence_transformers_own(
+    tmp_path, model, tokenizer, caplog
+):
+    import sentence_transformers
+
+    config, _, weights = model
+    settings = EncoderSettings(
+        "mean",
+        True,
+        16,
+        query_max_length=8,
+        query_prompt="query: ",
+        passage_prompt="passage: ",
+        titles=False,
+        title_separator="[SEP]",
+    )
+    directory = tmp_path / "exported"
+    huggingface.save_encoder(directory, config, weights, tokenizer, settings)
+    encoder = Encoder.from_pretrained(str(directory))
+    assert encoder.settings == settings
+    with caplog.at_level(logging.WARNING):
+        theirs = sentence_transformers.SentenceTransformer(str(directory), device="cpu")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    ours = encode_texts(encoder, TEXTS, "passage")
+    np.testing.assert_allclose(theirs.encode_document(TEXTS), ours, atol=1e-5)
+    theirs.max_seq_length = 8
+    ours = encode_texts(encoder, TEXTS, "query")
+    np.testing.assert_allclose(theirs.encode(TEXTS, prompt_name="query"), ours, atol=1e-5)
+    assert np.max(np.abs(theirs.encode(TEXTS) - ours)) > 1e-3
+    # Whatever they are changed to, the model's own stay what they are elsewhere.
+    changed = Encoder.from_pretrained(str(directory), query_prompt="", titles=True, query_max_length=None)
+    assert changed.settings == dataclasses.replace(settings, query_prompt="", titles=True)
+
+    # As sentence-transformers finds them: passages have another name, and the default is none of either's.
+    path = directory / "config_sentence_transformers.json"
+    path.write_text('{"prompts": {"passage": "p: ", "other": "o: "}, "default_prompt_name": "other"}')
+    found = open_model(str(directory)).settings
+    assert (found.query_prompt, found.passage_prompt) == ("", "p: ")
+    pooling = directory / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    with pytest.raises(InputError, match=r"prompts are left out of pooling \(include_prompt\), which is not supported"):
+        open_model(str(directory))
+    for content, message in (('{"prompts": ["q"]}', "are none by name"), ('{"prompts": {"query": 1}}', "1 is no text")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            open_model(str(directory))
+    path.unlink()
+    for content in ('{"query_max_length": true}', '{"query_length": 32}'):
+        (directory / "retrieval.json").write_text(content)
+        with pytest.raises(
+            InputError, match=r"retrieval.json: 'query_.*length': .* is not understood; fetch or export"
+        ):
+            open_model(str(directory))
+
+
+def test_texts_are_in_lower_case_where_sentence_transformers_has_them_so(tmp_path, model, minilm_directory):
+    import sentence_transformers
+
+    config, _, weights = model
+    uncased, settings = load_tokenizer(str(minilm_directory)), EncoderSettings("mean", False, 16)
+    huggingface.save_encoder(tmp_path / "exported", config, weights, uncased, settings)
+    path = tmp_path / "exported" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
+    for lower in (False, True):
+        path = tmp_path / "exported" / "sentence_bert_config.json"
+        path.write_text(json.dumps({"max_seq_length": 16, "do_lower_case": lower}))
+        theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+        ours = encode_texts(Encoder.from_pretrained(str(tmp_path / "exported")), ["Dogs bark.", "dogs bark."], "query")
+        np.testing.assert_allclose(theirs.encode(["Dogs bark.", "dogs bark."]), ours, atol=1e-5)
+        assert np.array_equal(ours[0], ours[1]) == lower
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +189,7 @@ def test_untied_encoders_with_projections_are_two_directories_with_equal_vectors
     vectors = []
     for kind, encoder in zip(encoders, opened, strict=True):
         assert encoder.settings == EncoderSettings("mean", True, 16, projection=8)
-        vectors.append(encode_texts(encoder, TEXTS, 16))
+        vectors.append(encode_texts(encoder, TEXTS, "passage"))
         theirs = sentence_transformers.SentenceTransformer(str(directory / kind), device="cpu")
         np.testing.assert_allclose(theirs.encode(TEXTS), vectors[-1], atol=1e-5)
     assert np.max(np.abs(vectors[0] - vectors[1])) > 1e-3
@@ -150,7 +223,7 @@ def test_lexical_parts_are_the_masked_language_models_and_dense_parts_open_every
     assert open_model(str(tmp_path / "exported")).has_head()
     encoder = Encoder.from_pretrained(str(tmp_path / "exported"))
     assert (encoder.settings, encoder.dimension) == (settings, 8 + 2 * 12)
-    dense, scores, words = lexical.unpack(encode_texts(encoder, TEXTS, 16), 12)
+    dense, scores, words = lexical.unpack(encode_texts(encoder, TEXTS, "passage"), 12)
 
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
     np.testing.assert_allclose(theirs.encode(TEXTS), dense, atol=1e-5)

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from retromae_jax.data.batches import BatchOrder, by_length, number_of_steps, one_behind, padded_length, text_numbers
+from retromae_jax.data.batches import (
+    BatchOrder,
+    by_length,
+    number_of_steps,
+    one_ahead,
+    one_behind,
+    padded_length,
+    row_length,
+    text_numbers,
+)
 
 
 def test_each_pass_has_every_item_once_across_batch_boundaries():
@@ -52,20 +61,49 @@ def test_padded_length_never_passes_the_limit():
     assert {padded_length(n, limit=100, buckets=3) for n in range(1, 101)} == {34, 68, 100}
 
 
-def test_batches_by_length_have_each_text_once_in_one_size():
-    lengths = np.array([3, 9, 5, 9, 1])
-    token_ids = np.where(np.arange(9) < lengths[:, None], np.arange(5)[:, None] + 10, 0)
-    seen = []
+@pytest.mark.parametrize("longest, length", [(1, 8), (8, 8), (9, 16), (64, 64), (65, 72), (129, 144), (257, 288)])
+def test_row_length_takes_the_next_eighth_of_a_power_of_two(longest, length):
+    assert row_length(longest, 512) == length
+    assert row_length(longest, 70) == min(length, 70)
+
+
+def test_batches_by_length_have_each_text_once_and_about_as_many_tokens():
+    lengths = np.array([3, 9, 5, 9, 1, 16, 2])
+    token_ids = np.where(np.arange(16) < lengths[:, None], np.arange(7)[:, None] + 10, 0)
+    seen, shapes = [], []
     for rows, filled, batch in by_length(token_ids, lengths, batch_size=2, limit=16, pad_id=7):
-        assert len(batch) == len(filled) == 2 and filled[: len(rows)].tolist() == rows.tolist()
-        assert batch.shape[1] == padded_length(lengths[rows].max(), 16, 8)
+        assert len(batch) == len(filled) and filled[: len(rows)].tolist() == rows.tolist()
         for ids, row in zip(batch, filled, strict=True):
             assert ids[: lengths[row]].tolist() == [row + 10] * lengths[row]
         seen += rows.tolist()
-    assert seen == [1, 3, 2, 0, 4]
+        shapes.append(batch.shape)
+    assert seen == [5, 1, 3, 2, 0, 6, 4]
+    # Half as long, twice as many; the last one is rounded up to a power of two.
+    assert shapes == [(2, 16), (2, 16), (4, 8)]
+
+
+def test_batches_of_several_devices_are_multiples_of_them():
+    lengths = np.full(5, 4)
+    batches = list(by_length(np.zeros((5, 4), np.int32), lengths, batch_size=1, limit=4, pad_id=0, devices=2))
+    assert [len(filled) for _, filled, _ in batches] == [2, 2, 2]
+    assert [len(rows) for rows, _, _ in batches] == [2, 2, 1]
 
 
 def test_items_come_when_the_next_is_made():
     made = []
     for number in one_behind(made.append(i) or i for i in range(3)):
         assert made == list(range(min(number + 2, 3)))
+
+
+def test_items_are_made_one_ahead_in_order_and_errors_arrive():
+    made = []
+
+    def make(number):
+        made.append(number)
+        return 10 // (3 - number)
+
+    results = one_ahead(make, range(5))
+    assert [next(results), next(results), next(results)] == [3, 5, 10]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert made[:4] == [0, 1, 2, 3]

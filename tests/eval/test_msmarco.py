@@ -1,46 +1,60 @@
 """The command from end to end, with an encoder of which the right answers are known."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 import eval.msmarco
 import eval.retriever
 from eval.msmarco import main
+from retromae_jax.data.retrieval import load_passages
 from retromae_jax.models.pooling import EncoderSettings
+from retromae_jax.retrieval.embeddings import encode_to_disk
 
 VOCABULARY = ["cats", "purr", "dogs", "bark", "apples", "fall", "fruit", "pets"]
+SPECIAL = ["[CLS]", "[SEP]", "[PAD]", "[UNK]"]
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """Word counts in place of a model; records what was asked for."""
+    """Word counts in place of a model; records what was asked for, and the texts that came."""
     calls = []
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(SPECIAL + VOCABULARY)}, "[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.add_special_tokens(SPECIAL)
+    words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)])
 
     class WordCounts:
-        dimension, max_length = len(VOCABULARY), 24
-        settings = EncoderSettings("mean", False, max_length)
+        name, compute_dtype, platform, devices, digest = "jax", "float32", "cpu", 1, "counts"
+        source, dimension = SimpleNamespace(directory="counts"), len(VOCABULARY)
+        tokenizer = SimpleNamespace(backend_tokenizer=words, pad_token_id=2)
+
+        def __init__(self, settings):
+            self.settings = settings
+
+        def embed(self, token_ids, lengths):
+            texts = [ids[:length].tolist() for ids, length in zip(token_ids, lengths, strict=True)]
+            calls.extend(words.decode(ids[1:-1], skip_special_tokens=False) for ids in texts)
+            return np.array([np.bincount(ids, minlength=12)[4:] for ids in texts], np.float32)
 
     class Encoders:
-        query = passage = WordCounts()
-
         @classmethod
-        def from_pretrained(cls, model, pooling=None, normalize=None, compute_dtype="float32", dimension=None):
-            calls.append(("model", model, pooling, normalize, compute_dtype, dimension))
-            return cls()
-
-    def encode(encoder, texts, max_length, batch_size, task, directory=None):
-        texts = texts[:]
-        calls.append((task, texts, max_length, batch_size))
-        return np.array([[text.split().count(word) for word in VOCABULARY] for text in texts], np.float32)
+        def from_pretrained(cls, model, compute_dtype, dimension, backend, **changes):
+            changes = {name: value for name, value in changes.items() if value is not None}
+            calls.append((model, compute_dtype, dimension, backend, changes))
+            encoder = WordCounts(dataclasses.replace(EncoderSettings("mean", False, 24), **changes))
+            return SimpleNamespace(query=encoder, passage=encoder)
 
     monkeypatch.setattr(eval.msmarco, "open_model", lambda model: None)
     monkeypatch.setattr(eval.retriever, "Encoders", Encoders)
-    monkeypatch.setattr(eval.retriever, "encode_on_all_hosts", encode)
-    monkeypatch.setattr(eval.retriever, "encode_texts", encode)
     return calls
 
 
@@ -86,16 +100,9 @@ def test_writes_run_and_scores(collection, calls, tmp_path, capsys):
 def test_titles_and_defaults(collection, calls, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(f"--model models/mine --collection {collection}".split())
-    assert calls == [
-        ("model", "models/mine", None, None, "float32", None),
-        (
-            "passages",
-            ["pets cats purr", "pets dogs bark bark", "fruit fruit apples fall", "apples fall fall"],
-            24,
-            64,
-        ),
-        ("queries", ["cats purr", "apples fall fruit"], 24, 64),
-    ]
+    assert calls[0] == ("models/mine", "float32", None, "jax", {})
+    passages = ["pets cats purr", "pets dogs bark bark", "fruit fruit apples fall", "apples fall fall"]
+    assert sorted(set(calls[1:])) == sorted([*passages, "cats purr", "apples fall fruit"])
     metrics = read(tmp_path / "runs/eval/animals-dev/mine").metrics
     assert metrics["titles"] is True
     assert metrics["metrics"]["MRR@10"] == 1.0
@@ -106,13 +113,56 @@ def test_titles_and_defaults(collection, calls, tmp_path, capsys, monkeypatch):
 def test_settings_reach_the_encoder(collection, calls, tmp_path):
     arguments = (
         "--query-max-length 5 --passage-max-length 7 --batch-size 3 --compute-dtype bfloat16 --pooling mean "
-        "--no-normalize --title-separator [SEP] --dimension 6"
+        "--no-normalize --title-separator [SEP] --dimension 6 --query-prompt purr --passage-prompt bark --encoder torch"
     )
     main(f"--model m --collection {collection} --output {tmp_path / 'o'} {arguments}".split())
-    assert calls[0] == ("model", "m", "mean", False, "bfloat16", 6)
-    assert calls[1][1][0] == "pets[SEP]cats purr"
-    assert calls[1][2:] == (7, 3)
-    assert calls[2][2:] == (5, 3)
+    changes = {
+        "query_max_length": 5,
+        "max_length": 7,
+        "query_prompt": "purr",
+        "passage_prompt": "bark",
+        "title_separator": "[SEP]",
+        "pooling": "mean",
+        "normalize": False,
+    }
+    assert calls[0] == ("m", "bfloat16", 6, "torch", changes)
+    # The prompt is a word with the one behind it, which is unknown; of the longest texts, the end is cut off.
+    assert "[UNK] [SEP] cats purr" in calls and "[UNK] fall fruit" in calls
+    settings = read(tmp_path / "o").metrics["settings"]
+    assert settings["query_prompt"] == "purr" and settings["passage_max_length"] == 7
+
+
+def test_stored_embeddings_are_searched_if_they_are_of_this_model_and_collection(collection, calls, tmp_path, capsys):
+    output = tmp_path / "o"
+    stored = encode_to_disk_of(collection, tmp_path / "stored")
+    before = len(calls)
+    main(f"--model m --collection {collection} --output {output} --embeddings {stored}".split())
+    assert set(calls[before + 1 :]) == {"cats purr", "apples fall fruit"}
+    assert read(output).metrics["metrics"]["MRR@10"] == 1.0
+    assert read(output).metrics["settings"]["embeddings"] == str(stored)
+    for changed, message in (
+        (
+            "--passage-max-length 7",
+            "holds other embeddings: max_length (there 24, here 7); take the embeddings of this",
+        ),
+        ("--no-titles", "titles (there True, here False); title_separator (there ' ', here '')"),
+        (f"--embeddings {tmp_path / 'none'}", "none: no embeddings there, it has no embeddings.json; make them with"),
+    ):
+        with pytest.raises(SystemExit):
+            main(f"--model m --collection {collection} --output {output} --embeddings {stored} {changed}".split())
+        assert message in capsys.readouterr().err
+    with (collection / "corpus.tsv").open("a") as file:
+        file.write("4\t\tapples\n")
+    with pytest.raises(SystemExit):
+        main(f"--model m --collection {collection} --output {output} --embeddings {stored}".split())
+    assert "count (there 4, here 5); corpus with other content" in capsys.readouterr().err
+
+
+def encode_to_disk_of(collection, directory):
+    """The fixture's embeddings of a collection, stored."""
+    encoder = eval.retriever.Encoders.from_pretrained("m", "float32", None, "jax").passage
+    encode_to_disk(encoder, load_passages(collection), "passage", directory, "float16")
+    return directory
 
 
 def test_graded_judgements_of_trec(collection, calls, tmp_path):

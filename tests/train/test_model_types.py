@@ -46,7 +46,7 @@ def pretraining(tmp_path, model_type, model_type_tokenizer):
 
 
 def check_vectors(directory):
-    ours = encode_texts(Encoder.from_pretrained(str(directory)), TEXTS, 32)
+    ours = encode_texts(Encoder.from_pretrained(str(directory)), TEXTS, "passage")
     theirs = SentenceTransformer(str(directory), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 

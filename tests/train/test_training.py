@@ -28,7 +28,7 @@ from eval import msmarco as measured
 from retromae_jax import hosts, tracking
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
-from retromae_jax.data.retrieval import load_collection
+from retromae_jax.data.retrieval import load_collection, load_passages
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.encoder import Encoder, Encoders
 from retromae_jax.errors import InputError
@@ -39,7 +39,7 @@ from retromae_jax.training import pretraining_step
 from tests.small import compilations
 from train import demo_data
 from train.export import export
-from train.finetune import finetune
+from train.finetune import finetune, together
 from train.prepare import prepare
 from train.pretrain import _open_source, pretrain
 
@@ -341,10 +341,51 @@ def test_fine_tuning_starts_from_the_run_resumes_and_exports(pretrained, tmp_pat
 
     export(str(tmp_path / "run"), tmp_path / "exported")
     texts = ["An encoder.", "Something else entirely"]
-    from_run = encode_texts(Encoder.from_pretrained(str(tmp_path / "run")), texts, 16)
-    from_export = encode_texts(Encoder.from_pretrained(str(tmp_path / "exported")), texts, 16)
+    from_run = encode_texts(Encoder.from_pretrained(str(tmp_path / "run")), texts, "passage")
+    from_export = encode_texts(Encoder.from_pretrained(str(tmp_path / "exported")), texts, "passage")
     np.testing.assert_array_equal(from_run, from_export)
     assert not (tmp_path / "exported" / "masked_lm").exists()
+
+
+def test_prompts_are_trained_exported_and_evaluated(pretrained, tmp_path, monkeypatch):
+    """The token ids that training sees of a query and its passage are those that evaluation sees of them."""
+    texts = {"query_prompt": "find: ", "passage_prompt": "read: ", "titles": True, "title_separator": " [SEP] "}
+    steps = {"num_steps": 1, "log_every": 1, "checkpoint_every": 1, "query_max_length": 12, "passage_max_length": 20}
+    config = tiny("msmarco", init=str(pretrained), workdir=str(tmp_path / "run"), **texts, **steps)
+    config.collection = str(tmp_path / "animals")
+    (tmp_path / "animals").mkdir()
+    (tmp_path / "animals" / "corpus.tsv").write_text("".join(f"{n}\tPets\tcat number {n}\n" for n in range(8)))
+    (tmp_path / "animals" / "queries.train.tsv").write_text("".join(f"q{n}\tthe cat {n}\n" for n in range(8)))
+    (tmp_path / "animals" / "qrels.train.tsv").write_text("".join(f"q{n}\t0\t{n}\t1\n" for n in range(8)))
+    seen = set()
+
+    def recorded(query_ids, query_lengths, passage_ids, passage_lengths):
+        for ids, lengths in ((query_ids, query_lengths), (passage_ids, passage_lengths)):
+            seen.update(tuple(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True))
+        return together(query_ids, query_lengths, passage_ids, passage_lengths)
+
+    monkeypatch.setattr("train.finetune.together", recorded)
+    finetune(config)
+    export(str(tmp_path / "run"), tmp_path / "exported")
+    from_run, encoder = (Encoder.from_pretrained(str(tmp_path / name)) for name in ("run", "exported"))
+    assert (encoder.settings, encoder.digest) == (from_run.settings, from_run.digest)
+    assert (encoder.settings.max_length_of("query"), encoder.settings.max_length_of("passage")) == (12, 20)
+    evaluated = set()
+
+    def embed(token_ids, lengths):
+        evaluated.update(tuple(row[:length].tolist()) for row, length in zip(token_ids, lengths, strict=True))
+        return np.zeros((len(lengths), encoder.dimension))
+
+    encoder.embed = embed
+    settings, passages = encoder.settings, load_passages(config.collection)
+    encode_texts(encoder, [f"the cat {n}" for n in range(8)], "query")
+    encode_texts(encoder, passages.texts(settings.titles, settings.title_separator), "passage")
+    assert len(evaluated) == 16 and seen == evaluated
+    words = encoder.tokenizer.decode(max(evaluated, key=len))
+    assert words.startswith("[CLS] read : pets [SEP] cat number") and words.endswith("[SEP]")
+
+    with pytest.raises(InputError, match=r"passage_prompt takes 6 tokens, .* and passage_max_length is 6; there is no"):
+        finetune(tiny("msmarco", init=str(pretrained), passage_prompt="so long a prompt", passage_max_length=6))
 
 
 def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
@@ -393,7 +434,9 @@ def test_untied_lexical_embeddings_are_trained_resumed_exported_and_searched(pre
         from_run = getattr(Encoders.from_pretrained(str(tmp_path / "run")), kind)
         from_export = Encoder.from_pretrained(str(tmp_path / "exported" / kind))
         assert from_run.dimension == 16 + 2 * 16
-        np.testing.assert_array_equal(encode_texts(from_run, texts, 16), encode_texts(from_export, texts, 16))
+        np.testing.assert_array_equal(
+            encode_texts(from_run, texts, "passage"), encode_texts(from_export, texts, "passage")
+        )
     # The next round begins with both encoders as they are.
     for source in (open_model(str(tmp_path / "run")), open_model(str(tmp_path / "exported"))):
         assert source.has_head()
@@ -413,7 +456,7 @@ def test_untied_lexical_embeddings_are_trained_resumed_exported_and_searched(pre
     found = {(query, passage): float(score) for query, _, passage, _, score, _ in lines}
     assert len(found) == 6
     query, passage = (
-        np.asarray(lexical.expand(jnp.asarray(encode_texts(encoder, [text], 32)), 16, 30522))
+        np.asarray(lexical.expand(jnp.asarray(encode_texts(encoder, [text], "passage")), 16, 30522))
         for encoder, text in zip(
             Encoders.from_pretrained(str(tmp_path / "exported")), ("do cats purr", "dogs bark"), strict=True
         )
@@ -455,6 +498,9 @@ def test_fine_tuning_on_prepared_token_ids_is_that_on_their_texts(pretrained, tm
     finetune(tiny("msmarco", workdir=str(tmp_path / "ids"), **steps | {"collection": str(tmp_path)}))
     assert metrics_of(tmp_path / "ids") == metrics_of(tmp_path / "texts")
 
+    with pytest.raises(InputError, match=r"query_prompt and passage_prompt stand before texts, and .* holds token ids"):
+        prompted = {"collection": str(tmp_path), "passage_prompt": "passage: "}
+        finetune(tiny("msmarco", workdir=str(tmp_path / "never"), **steps | prompted))
     Dataset.from_dict({"input_ids": [[40000]] * len(passages)}).save_to_disk(tmp_path / "corpus")
     mapping = "".join(f"{key}\t{row}\n" for row, key in enumerate(passages))
     (tmp_path / "corpus" / "mapping_id.txt").write_text(mapping)
