@@ -440,6 +440,15 @@ def _write(
     temporary.rename(directory)
 
 
+def add_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Adds files, by name, to an export; the next export may replace them with it."""
+    listing = read_json(directory / EXPORT)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    listing["files"] = sorted({*listing["files"], *files})
+    (directory / EXPORT).write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+
+
 def _foreign_files(directory: Path) -> list[str]:
     """Files in a directory that exports did not write into it; an export may replace it if there are none."""
     if not directory.is_dir():

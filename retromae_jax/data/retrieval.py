@@ -18,7 +18,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Generic, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -58,15 +58,36 @@ class Passage(NamedTuple):
     text: str
 
 
+class IdentifiedTexts(Protocol):
+    """Texts that are found by their ids.
+
+    Attributes:
+        path: their file or directory.
+        ids: their ids.
+    """
+
+    path: Path
+    ids: pa.LargeStringArray
+
+    def __len__(self) -> int: ...
+
+    def indices(self, ids: Sequence[str] | pa.Array) -> np.ndarray:
+        """Where the texts with these ids stand, int64; -1 for an unknown id."""
+
+
+AnyPassages = TypeVar("AnyPassages", bound=IdentifiedTexts | None)
+AnyText = TypeVar("AnyText")
+
+
 @dataclasses.dataclass(frozen=True)
-class Collection:
+class Collection(Generic[AnyPassages, AnyText]):
     """Passages and the judged queries of one split.
 
     Attributes:
         directory: where it was read.
         split: name of the split.
         passages: all passages; None where a qrels file alone was read (`load_qrels`).
-        queries: id -> text of the queries that the split judges, in the order of their file.
+        queries: id -> text, or token ids, of the queries that the split judges, in the order of their file.
         qrels: query id -> {passage id: grade}.
         relevance_level: smallest grade that counts as relevant where a measure knows relevant and not relevant only:
             2 in TREC's Deep Learning tracks, else 1.
@@ -74,8 +95,8 @@ class Collection:
 
     directory: Path
     split: str
-    passages: "Passages | None"
-    queries: dict[str, str]
+    passages: AnyPassages
+    queries: dict[str, AnyText]
     qrels: Qrels
     relevance_level: int
 
@@ -90,7 +111,7 @@ class Collection:
         return [passages[passages >= 0] for passages in found]
 
 
-def load_collection(directory: str | Path, split: str, keep_unknown: bool = False) -> Collection:
+def load_collection(directory: str | Path, split: str, keep_unknown: bool = False) -> "Collection[Passages, str]":
     """Reads a collection in either layout and checks that passages, queries and qrels belong together.
 
     Args:
@@ -128,7 +149,7 @@ def load_collection(directory: str | Path, split: str, keep_unknown: bool = Fals
     )
 
 
-def load_qrels(path: Path) -> Collection:
+def load_qrels(path: Path) -> "Collection[None, str]":
     """Reads judgements alone, BEIR's or TREC's, to score runs where the collection is not.
 
     Returns:
@@ -309,7 +330,7 @@ def load_queries(directory_or_file: str | Path) -> Passages:
 
 
 def read_negatives(
-    paths: Sequence[str | Path], query_ids: Sequence[str], passages: Passages, depth: int
+    paths: Sequence[str | Path], query_ids: Sequence[str], passages: IdentifiedTexts, depth: int
 ) -> dict[int, np.ndarray]:
     """Reads files of hard negatives, lines `query-id TAB passage-id,passage-id,...`, the hardest first.
 
@@ -339,7 +360,7 @@ def read_negatives(
 
 
 def _read_negatives(
-    lines: Lines, query_indices: Mapping[str, int], passages: Passages, depth: int
+    lines: Lines, query_indices: Mapping[str, int], passages: IdentifiedTexts, depth: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     known = 0
     with Progress(f"read {lines.path.name}", len(lines), "lines") as progress:
@@ -416,7 +437,7 @@ def locate(directory: Path, split: str) -> Files:
         return Files(passages, queries, qrels, is_beir=True)
     if split in TREC_DL:
         qrels_name, queries_name = TREC_DL[split]
-        choices = {qrels_name: (queries_name,)}
+        choices: dict[str, tuple[str, ...]] = {qrels_name: (queries_name,)}
     else:
         small, full = f"{split}.small.tsv", f"{split}.tsv"
         choices = {f"qrels.{small}": (f"queries.{small}", f"queries.{full}"), f"qrels.{full}": (f"queries.{full}",)}

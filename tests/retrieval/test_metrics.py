@@ -96,8 +96,9 @@ def test_chosen_measures_only():
 
 
 def test_unknown_measure_and_no_qrels():
-    with pytest.raises(InputError, match="measure 'accuracy of guesses' is unknown"):
-        score({}, {"q": {"a": 1}}, ["accuracy of guesses"])
+    for name in ("accuracy of guesses", "nDCG@", "nDCG@ten"):
+        with pytest.raises(InputError, match=f"measure '{name}' is unknown"):
+            score({}, {"q": {"a": 1}}, [name])
     with pytest.raises(InputError, match="no qrels"):
         score({}, {})
 

@@ -26,13 +26,14 @@ from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.parameters import initialize
 from retromae_jax.objectives.reranking import Reranking
 from train import demo_data
-from train.export import export
+from train.export import export_run
 from train.finetune import finetune
 from train.prepare import prepare
 from train.pretrain import pretrain
 
-# Three steps each, all of which change the parameters, and a checkpoint after every one.
+# Three steps each, all of which change the parameters, and a checkpoint after every one; the probe at both ends.
 STEPS = {"num_steps": 3, "log_every": 1, "checkpoint_every": 1, "warmup_fraction": 0.0}
+STEPS |= {"probe_collection": "animals", "probe_split": "test"}
 DEVICES = """
 import argparse
 import jax
@@ -82,6 +83,7 @@ def run_stages(stages):
         rows = {"passage_max_length": 128, "shape_buckets": 64, "seed": 2}
         config.update(STEPS | {"workdir": "finetuned", "init": "pretrained"} | rows)
         finetune(config)
+        export_run(config.workdir)
     if "searched" in stages:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hosts, "part", lambda: hosts.wait_for_all("more to come"))
@@ -203,10 +205,15 @@ def test_two_processes_train_as_one(runs, run, tmp_path):
     one, two, _ = runs
     assert_same_metrics(metrics_of(two / run), metrics_of(one / run), 1e-6)
     assert_same_arrays(parameters_of(two / run), parameters_of(one / run), 1e-6)
-    for name, directory in (("one", one), ("two", two)):
-        export(str(directory / run), tmp_path / name)
-    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert [line["step"] for line in metrics_of(two / run) if "probe/nDCG@10" in line] == [0, 3]
+
+
+def test_two_processes_export_as_one(runs, tmp_path):
+    one, two, _ = runs
+    exported = [directory / "finetuned" / "export" for directory in (one, two)]
+    tensors = [load_file(directory / "model.safetensors") for directory in exported]
     assert_same_arrays(tensors[1], tensors[0], 1e-6)
+    assert "| devices | 8 x cpu |" in (exported[1] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("output", ["encoded", "found_by_devices"])
