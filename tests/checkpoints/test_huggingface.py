@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -328,7 +329,8 @@ def test_layouts_of_other_releases_load(stored, model):
         for head in ("cls.predictions", "lm_head")
     }
     half = {name: value.astype(np.float16) for name, value in (tensors | tied).items()}
-    for changed, tolerance in ((renamed, 0), (unprefixed | buffers, 0), (half, 1e-2)):
+    bfloat16 = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
+    for changed, tolerance in ((renamed, 0), (unprefixed | buffers, 0), (half, 1e-2), (bfloat16, 1e-2)):
         save_file(changed, stored / "model.safetensors")
         loaded, report = open_model(str(stored)).parameters(weights)
         expected_fresh = {"head"} if changed.keys() >= buffers.keys() else set()
