@@ -89,7 +89,7 @@ def finite(embeddings: np.ndarray, kind: str, start: int = 0) -> np.ndarray:
         InputError: if a value is not finite.
     """
     with np.errstate(all="ignore"):
-        sums = embeddings @ np.ones(embeddings.shape[1], np.float32)
+        sums = embeddings.sum(axis=1)
     # A sum may overflow; only a value that is not finite is wrong.
     suspects = np.flatnonzero(~np.isfinite(sums))
     wrong = suspects[~np.isfinite(embeddings[suspects]).all(axis=1)]
