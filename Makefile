@@ -134,6 +134,7 @@ benchmark: $(VENV)/installed-dev
 	$(RUN) -m pip install --quiet --no-deps pretense==0.1.1
 	$(RUN) -m benchmarks.pretrain --data $(DATA)
 	$(RUN) -m benchmarks.finetune --data $(DATA)
+	$(RUN) -m benchmarks.encode --data $(DATA)
 
 # What is in build/scaling already is not compiled again.
 scaling: $(VENV)/installed-dev
