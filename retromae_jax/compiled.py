@@ -5,9 +5,10 @@ that one does not have.
 """
 
 import collections
+import dataclasses
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -29,7 +30,8 @@ _MEMORY_OF_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([G
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
-class Exchange(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Exchange:
     """Exchanges of one kind.
 
     Attributes:
@@ -57,7 +59,7 @@ class Memory(NamedTuple):
 
 def memory(program: jax.stages.Compiled) -> Memory:
     """The memory that a compiled program needs of each chip."""
-    sizes = program.memory_analysis()
+    sizes: Any = program.memory_analysis()
     return Memory(sizes.peak_memory_in_bytes, sizes.argument_size_in_bytes, sizes.temp_size_in_bytes)
 
 
@@ -86,11 +88,11 @@ def flops(program: jax.stages.Compiled) -> float | None:
 
 def exchanges(text: str) -> dict[str, Exchange]:
     """The exchanges between chips in the text of an optimized program, by kind."""
-    count, size = collections.Counter(), collections.Counter()
+    count: collections.Counter[str] = collections.Counter()
+    size: collections.Counter[str] = collections.Counter()
     for line in text.splitlines():
         found = _INSTRUCTION.match(line)
-        kind = found and found[2].removesuffix("-start")
-        if kind in COLLECTIVES:
+        if found and (kind := found[2].removesuffix("-start")) in COLLECTIVES:
             parts = [_size(*shape) for shape in _SHAPE.findall(found[1])]
             # What starts an exchange that another instruction ends has its argument among its results, but for a sum.
             whole = kind == found[2] or kind == "all-reduce"
@@ -138,7 +140,9 @@ def estimated_cycles(text: str, trips: dict[str, float]) -> dict[str, float]:
     Returns:
         Cycles by scope, `rest` among them.
     """
-    cycles, loops, computation = collections.defaultdict(collections.Counter), {}, ""
+    cycles: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    loops: dict[str, tuple[str, float]] = {}
+    computation = ""
     for line in text.splitlines():
         if not line.startswith(" ") and (found := _COMPUTATION.match(line)):
             computation = found[1]
@@ -151,7 +155,8 @@ def estimated_cycles(text: str, trips: dict[str, float]) -> dict[str, float]:
         around, count = loops.get(name, ("", 1.0))
         return count * times(around) if around else count
 
-    total = collections.Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     for name, counts in cycles.items():
-        total.update({part: number * times(name) for part, number in counts.items()})
+        for part, number in counts.items():
+            total[part] += number * times(name)
     return dict(total)

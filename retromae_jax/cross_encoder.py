@@ -12,9 +12,11 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.batches import BATCH_SIZES, by_length, one_behind
 from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
 from retromae_jax.errors import InputError
+from retromae_jax.logging import Progress, delayed
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives.reranking import Model
+from retromae_jax.retrieval.hits import Hit, hits
 from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ class CrossEncoder:
         tokenizer: the model's.
         max_length: longest pair in tokens, special ones included.
         compute_dtype: of activations, float32 or bfloat16.
+        device: as for `Encoder`.
+
+    Raises:
+        InputError: if there is no such device.
     """
 
     def __init__(
@@ -39,9 +45,10 @@ class CrossEncoder:
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int,
         compute_dtype: str = "float32",
+        device: parallel.Device = None,
     ):
         self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
-        self.mesh = parallel.local_mesh()
+        self.mesh = parallel.local_mesh(device)
         self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
         computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
         graph, _ = parameters.structure(lambda rngs: Model(config, computation, rngs))
@@ -55,16 +62,19 @@ class CrossEncoder:
         self._score = jax.jit(score)
 
     @classmethod
-    def from_pretrained(cls, name_or_directory: str, compute_dtype: str = "float32") -> "CrossEncoder":
+    def from_pretrained(
+        cls, name_or_directory: str, compute_dtype: str = "float32", device: parallel.Device = None
+    ) -> "CrossEncoder":
         """Opens a Hugging Face directory, a Hub name or a run directory.
 
         Args:
             name_or_directory: the model: `AutoModelForSequenceClassification` with one label, or a run of
                 `train.rerank`.
             compute_dtype: of activations, float32 or bfloat16.
+            device: as for `Encoder`.
 
         Raises:
-            InputError: if there is no such model, or it is no cross-encoder.
+            InputError: if there is no such model or device, or the model is no cross-encoder.
         """
         source = open_model(name_or_directory)
         _, shapes = parameters.structure(lambda rngs: Model(source.config, Computation(), rngs))
@@ -76,27 +86,39 @@ class CrossEncoder:
             )
         tokenizer = load_tokenizer(str(source.tokenizer))
         max_length = min(source.settings.max_length, tokenizer.model_max_length)
-        return cls(source.config, weights, tokenizer, max_length, compute_dtype)
+        return cls(source.config, weights, tokenizer, max_length, compute_dtype, device)
+
+    def rank(self, query: str, passages: Sequence[str], batch_size: int | None = None) -> list[Hit]:
+        """All passages by their scores with the query, the best first; arguments as for `scores`."""
+        with delayed():
+            scores = self.scores([query] * len(passages), passages, batch_size=batch_size)
+        order = np.argsort(-scores, kind="stable")
+        return hits(scores[order], order, passages)
 
     def scores(
-        self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int | None = None
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        max_length: int | None = None,
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """Scores of pairs, float32 [N], in their order.
 
         Args:
             queries: of N pairs.
             passages: of the same pairs.
-            max_length: of a pair in tokens; longer ones are cut (see `encode_pairs`).
+            max_length: of a pair in tokens; longer ones are cut (see `encode_pairs`). None takes the model's own.
             batch_size: pairs that each device scores at once where they are as long as may be; of shorter ones as
                 many more. None takes what suits the devices.
         """
         scores = np.empty(len(queries), np.float32)
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), Progress("score", len(queries), "pairs") as progress:
             batch_size = batch_size or BATCH_SIZES[parallel.platform(self.mesh)]
-            batches = self._batches(queries, passages, max_length, batch_size)
+            batches = self._batches(queries, passages, max_length or self.max_length, batch_size)
             scored = ((rows, self._score(self.weights, *arrays)) for rows, arrays in batches)
             for rows, result in one_behind(scored):
                 scores[rows] = np.asarray(result)[: len(rows)]
+                progress.update(len(rows))
         return scores
 
     def _batches(

@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,13 @@ from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError, shown
+from retromae_jax.logging import delayed
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import EncoderSettings, truncate
 from retromae_jax.models.text_encoder import KINDS, TextEncoder, embedding_width
+from retromae_jax.retrieval.encode import encode_texts
+from retromae_jax.retrieval.hits import Hit, hits
 from retromae_jax.rows import Rows
 
 
@@ -31,6 +35,7 @@ class Encoder:
         compute_dtype: of activations, float32 or bfloat16.
         dimension: how many of an embedding's dimensions are kept, the first ones; None keeps all. For models that were
             trained with `matryoshka_dims`.
+        device: `cpu`, `gpu` or `tpu`, of which all devices are taken, or devices; None is what JAX takes.
 
     Attributes:
         name: of what runs the model.
@@ -40,16 +45,23 @@ class Encoder:
         settings: how texts become embeddings.
         compute_dtype: of activations.
         dimension: width of an embedding; that of one with a lexical part is as `models.lexical` says.
+        both: the encoders of queries and of passages: twice this one, unless they were trained untied.
 
     Raises:
         InputError: if some of the model's weights are missing, an embedding has not so many dimensions, or has a
-            lexical part and is to be cut or scaled, or texts are longer than the model has positions.
+            lexical part and is to be cut or scaled, texts are longer than the model has positions, or there is no such
+            device.
     """
 
     name = "jax"
 
     def __init__(
-        self, source: Source, settings: EncoderSettings, compute_dtype: str = "float32", dimension: int | None = None
+        self,
+        source: Source,
+        settings: EncoderSettings,
+        compute_dtype: str = "float32",
+        dimension: int | None = None,
+        device: parallel.Device = None,
     ):
         width = embedding_width(source.config, settings)
         if settings.lexical_top_k and (dimension is not None or settings.normalize):
@@ -62,7 +74,8 @@ class Encoder:
         self.tokenizer = load_tokenizer(str(source.tokenizer))
         for kind in KINDS:
             self._check_lengths(kind)
-        self._open()
+        self.both = Encoders(self, self)
+        self._open(device)
 
     def _check_lengths(self, kind: str) -> None:
         longest, positions = self.settings.max_length_of(kind), self.config.max_length
@@ -74,10 +87,10 @@ class Encoder:
         if len(self.tokenizer.backend_tokenizer.encode(prompt).ids) >= longest:
             raise InputError(f"the prompt {shown(prompt)} leaves no room in the {longest} tokens of a {kind}")
 
-    def _open(self) -> None:
+    def _open(self, device: parallel.Device) -> None:
         """Brings the weights onto the devices, and makes `embed` ready."""
         settings = self.settings
-        self.mesh = parallel.local_mesh()
+        self.mesh = parallel.local_mesh(device)
         computation = Computation.on(self.platform, self.config, self.compute_dtype)
         graph, _ = parameters.structure(lambda rngs: TextEncoder(self.config, settings, computation, rngs))
         self.weights = jax.device_put(self._parameters(), parallel.replicated(self.mesh))
@@ -103,22 +116,86 @@ class Encoder:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_directory: str, compute_dtype: str = "float32", dimension: int | None = None, **changes: Any
+        cls,
+        name_or_directory: str,
+        compute_dtype: str = "float32",
+        dimension: int | None = None,
+        device: parallel.Device = None,
+        **changes: Any,
     ) -> "Encoder":
         """Opens a Hugging Face directory, a Hub name or a run directory.
+
+        Of untied encoders this is the one of passages; `encode` and `search` use both.
 
         Args:
             name_or_directory: the model.
             compute_dtype: as for `Encoder`.
             dimension: as for `Encoder`.
+            device: as for `Encoder`.
             changes: fields of `EncoderSettings` that are to differ from the model's own; None is the model's own.
 
         Raises:
-            InputError: as `Encoder`; and if there is no such model, or queries and passages have an encoder each (see
-                `Encoders`).
+            InputError: as `Encoder`; and if there is no such model.
         """
-        source = open_model(name_or_directory)
-        return cls(source, _changed(source.settings, changes), compute_dtype, dimension)
+        return Encoders.from_pretrained(
+            name_or_directory, compute_dtype, dimension, cls.name, device, **changes
+        ).passage
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        kind: str = "passage",
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """Embeddings of texts, float32 [N, D], in their order; of a single text, [D].
+
+        Args:
+            texts: N texts, or one.
+            kind: of the texts, `query` or `passage`: the model may prompt and cut them differently, or encode them by
+                different encoders.
+            batch_size: texts that each device encodes at once where they are as long as may be; of shorter ones as
+                many more. None takes what suits the devices.
+            progress: whether to show it, if it takes more than a few seconds.
+
+        Raises:
+            InputError: if there is no such kind of text.
+        """
+        if kind not in KINDS:
+            raise InputError(f"kind of text {shown(kind)}; there are {' and '.join(KINDS)}")
+        if isinstance(texts, str):
+            return self.encode([texts], kind, batch_size, progress)[0]
+        with delayed() if progress else delayed(math.inf):
+            return encode_texts(getattr(self.both, kind), texts, kind, batch_size)
+
+    @overload
+    def search(
+        self, query: str, corpus: Sequence[str] | np.ndarray, k: int = 10, progress: bool = True
+    ) -> list[Hit]: ...
+    @overload
+    def search(
+        self, query: list[str], corpus: Sequence[str] | np.ndarray, k: int = 10, progress: bool = True
+    ) -> list[list[Hit]]: ...
+    def search(self, query, corpus, k=10, progress=True):
+        """The k passages whose embeddings have the highest inner product with the query's, the best first.
+
+        Args:
+            query: a query, or a list of them.
+            corpus: the passages, or their embeddings of `encode`, for which several searches need not wait again.
+            k: hits wanted; there are fewer if there are fewer passages.
+            progress: as for `encode`.
+
+        Returns:
+            The query's hits; of several queries, a list of each one's.
+        """
+        from retromae_jax.retrieval.search import search  # Faiss takes a while to import
+
+        passages = corpus if isinstance(corpus, np.ndarray) else self.encode(corpus, "passage", progress=progress)
+        queries = self.encode([query] if isinstance(query, str) else query, "query", progress=progress)
+        with delayed() if progress else delayed(math.inf):
+            found = search(queries, passages, k, self.settings.lexical_top_k)
+        ranked = [hits(*of_query, corpus) for of_query in zip(*found, strict=True)]
+        return ranked[0] if isinstance(query, str) else ranked
 
     @property
     def platform(self) -> str:
@@ -177,9 +254,10 @@ class Encoders(NamedTuple):
         compute_dtype: str = "float32",
         dimension: int | None = None,
         backend: str = "jax",
+        device: parallel.Device = None,
         **changes: Any,
     ) -> "Encoders":
-        """Opens what `Encoder.from_pretrained` opens, and runs and exports of untied encoders; arguments as there.
+        """Opens what `Encoder.from_pretrained` opens; arguments as there.
 
         Args:
             backend: what runs the model, a key of `BACKENDS`.
@@ -188,5 +266,8 @@ class Encoders(NamedTuple):
         opened = []
         for kind in KINDS if source.settings.untie_encoder else KINDS[:1]:
             own = source.of_kind(kind)
-            opened.append(encoder(own, _changed(own.settings, changes), compute_dtype, dimension))
-        return cls(opened[0], opened[-1])
+            opened.append(encoder(own, _changed(own.settings, changes), compute_dtype, dimension, device))
+        both = cls(opened[0], opened[-1])
+        for one in both:
+            one.both = both
+        return both

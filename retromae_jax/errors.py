@@ -26,7 +26,10 @@ def one_line(error: Exception) -> str:
 
 
 def exits_on_input_error(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorates a command's `main`: an `InputError` ends it with the line `error: ...` and exit status 2."""
+    """Decorates a command's `main`: an `InputError` ends it with the line `error: ...` and exit status 2.
+
+    Ctrl-C ends it with a line, too, and the status that shells know it by, 130.
+    """
 
     @functools.wraps(command)
     def main(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -35,5 +38,8 @@ def exits_on_input_error(command: Callable[Parameters, Result]) -> Callable[Para
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return main

@@ -11,7 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from retromae_jax.errors import InputError, one_line
+
 DATA, FSDP = "data", "fsdp"
+# What says which devices to compute on: a platform (`cpu`, `gpu` or `tpu`), or devices; None is what JAX takes.
+Device = str | Sequence[jax.Device] | None
 
 # Matrices of fewer elements, a quarter of a megabyte, stay whole on each device, and so do all vectors: together they
 # are a thousandth of BERT-base, and gathering each would take longer to begin than to do.
@@ -76,9 +80,18 @@ def training_mesh(fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mes
     return Mesh(np.array(devices).reshape(-1, fsdp), (DATA, FSDP))
 
 
-def local_mesh() -> Mesh:
-    """A mesh of this process's devices along the `data` axis."""
-    return Mesh(np.array(jax.local_devices()), (DATA,))
+def local_mesh(device: Device = None) -> Mesh:
+    """A mesh of devices of this process along the `data` axis.
+
+    Raises:
+        InputError: if there is no device of the platform.
+    """
+    if isinstance(device, str):
+        try:
+            device = jax.local_devices(backend=device)
+        except RuntimeError as error:
+            raise InputError(f"device {device!r}: {one_line(error)}") from error
+    return Mesh(np.array(jax.local_devices() if device is None else device), (DATA,))
 
 
 def platform(mesh: Mesh) -> str:

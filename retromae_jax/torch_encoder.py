@@ -5,6 +5,7 @@ The same texts are tokenized, cut and batched as for `Encoder`; what makes embed
 
 import numpy as np
 
+from retromae_jax import parallel
 from retromae_jax.checkpoints import huggingface, train_state
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
@@ -23,7 +24,7 @@ class TorchEncoder(Encoder):
 
     name = "torch"
 
-    def _open(self) -> None:
+    def _open(self, device: parallel.Device) -> None:
         from transformers import AutoModel
 
         directory = self.source.directory
@@ -34,7 +35,9 @@ class TorchEncoder(Encoder):
                 f"{directory}: embeddings with a lexical part are not made by --encoder torch; take --encoder jax"
             )
         huggingface.tensor_names(directory)  # refuses pickles with a remedy
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not (device in (None, "cpu") or (device == "gpu" and torch.cuda.is_available())):
+            raise InputError(f"device {device!r} is none that PyTorch has here")
+        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.compute_dtype]
         model = AutoModel.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, local_files_only=True, add_pooling_layer=False

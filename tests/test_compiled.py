@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from retromae_jax import compiled
+from retromae_jax.compiled import Exchange
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true
@@ -39,7 +40,10 @@ backend_config={"window_config":{"estimated_cycles":"7"}}
 
 
 def test_exchanges_are_counted_by_kind():
-    assert compiled.exchanges(TEXT) == {"all-reduce": (2, 40 + 24 + 200), "all-gather": (1, 32)}
+    assert compiled.exchanges(TEXT) == {
+        "all-reduce": Exchange(2, 40 + 24 + 200),
+        "all-gather": Exchange(1, 32),
+    }
     assert compiled.exchanges("ENTRY %main (p: f32[2]) -> f32[2] {\n}") == {}
 
 

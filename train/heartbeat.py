@@ -5,10 +5,12 @@ import faulthandler
 import json
 import math
 import os
+import shlex
 import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +22,11 @@ FILE = "heartbeat.json"
 SECONDS_BETWEEN_BEATS = 1.0
 # Speeds are over so many beats.
 BEATS = 60
+
+
+def command_line(command: str, arguments: Sequence[str]) -> str:
+    """What a run was started by, for a shell."""
+    return shlex.join(["python", "-m", f"train.{command}", *arguments])
 
 
 class Heartbeat:
@@ -52,8 +59,11 @@ class Heartbeat:
             "num_steps": num_steps,
             "unit": unit,
             "stall_minutes": stall_minutes,
+            "devices": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
             "loss": None,
         }
+        # What the run took before it was resumed counts.
+        self._seconds_before, self._started = _seconds_of(run.directory / FILE), time.monotonic()
         self._units = 0
         self._beats: deque[tuple[float, int, int]] = deque(maxlen=BEATS)
 
@@ -78,6 +88,7 @@ class Heartbeat:
         values = self._values | {
             "state": self.state,
             "time": time.time(),
+            "seconds": self._seconds_before + time.monotonic() - self._started,
             "steps_per_second": (step - first_step) / elapsed,
             "units_per_second": (units - first_units) / elapsed,
             "saved_step": saved,
@@ -106,6 +117,13 @@ class Heartbeat:
         if self.state == "running":
             self.state = "finished" if kind is None else "failed"
         self._write()
+
+
+def _seconds_of(path: Path) -> float:
+    """How long a run had taken when it wrote its heartbeat; 0 if it has written none."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return float(json.loads(path.read_text())["seconds"])
+    return 0.0
 
 
 def _time_of(path: Path) -> float | None:

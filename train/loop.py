@@ -2,8 +2,9 @@
 
 import contextlib
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -13,10 +14,13 @@ from ml_collections import ConfigDict
 from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.errors import InputError
-from retromae_jax.logging import MetricsLog, Progress, say
-from train.heartbeat import Heartbeat
+from retromae_jax.logging import MetricsLog, Progress, duration, log_file, say
+from retromae_jax.tracking import Trackers
+from train.heartbeat import Heartbeat, command_line
 from train.losses import LossWatch
 from train.profiling import Profile
+
+LOG = "log.txt"
 
 
 class Batch(NamedTuple):
@@ -35,6 +39,20 @@ class Batch(NamedTuple):
     items: np.ndarray | None = None
 
 
+class Measurement(NamedTuple):
+    """Something that is measured on the way, before the first step too.
+
+    Attributes:
+        name: what its metrics' names begin with.
+        every: steps between two times; the last step counts, too.
+        measure: from a state, which it leaves as it is, to metrics.
+    """
+
+    name: str
+    every: int
+    measure: Callable[[TrainState], dict[str, float]]
+
+
 def train(
     config: ConfigDict,
     run: Run,
@@ -44,15 +62,15 @@ def train(
     batch_of_step: Callable[[int], Batch],
     unit: str,
     learning_rate: Callable[[int], Any],
-    measure: Callable[[TrainState], dict[str, float]] | None = None,
+    measurements: Sequence[Measurement] = (),
     flops_per_second: float = 0.0,
     profile: bool = False,
 ) -> None:
     """Runs the steps from the state's to `num_steps`, logging and saving on the way.
 
     Args:
-        config: with `log_every`, `checkpoint_every`, `skipped_steps_allowed`, `stall_minutes`, `debug_nans` and, where
-            there is `measure`, `evaluate_every`.
+        config: with `log_every`, `checkpoint_every`, `skipped_steps_allowed`, `stall_minutes`, `debug_nans` and
+            `trackers`.
         run: the run's directory.
         state: where to start; used up.
         num_steps: finished steps at the end.
@@ -61,7 +79,7 @@ def train(
         batch_of_step: the batch of a step.
         unit: what the speed is counted in, say, tokens.
         learning_rate: schedule, for the log.
-        measure: measurements on held-out data.
+        measurements: what is measured on the way.
         flops_per_second: what all devices can do at most; the log then has `model_flops_utilization`, the share of
             it that the batches' model FLOPs made.
         profile: whether to trace a few steps.
@@ -74,10 +92,20 @@ def train(
     name, first_step, stopped = run.command, int(state.step), False
     profiled = Profile(run.directory, first_step, num_steps) if profile else None
 
-    def log_measurements(finished: int) -> None:
-        means = measure(state)
-        log.write(finished, {f"held_out/{key}": value for key, value in means.items()})
-        say(f"{name}: step {finished:,}: held out: {_shown(means)}")
+    def write(finished: int, metrics: dict[str, float]) -> None:
+        log.write(finished, metrics)
+        trackers.write(finished, metrics)
+
+    def measure(finished: int, due: Sequence[Measurement]) -> float:
+        """Logs what is measured after a step; returns the seconds that it took."""
+        started = time.monotonic()
+        for one in due:
+            began = time.monotonic()
+            found = one.measure(state)
+            write(finished, {f"{one.name}/{key}": value for key, value in found.items()})
+            took = duration(time.monotonic() - began)
+            say(f"{name}: step {finished:,}: {one.name.replace('_', ' ')}: {_shown(found)} ({took})")
+        return time.monotonic() - started
 
     watch = LossWatch(name)
 
@@ -93,17 +121,21 @@ def train(
         return loss
 
     with (
+        log_file(run.directory / LOG),
         hosts.StopSignals() as stop_signals,
         Progress(name, num_steps, "steps", first_step) as progress,
         Heartbeat(run, num_steps, unit, config.stall_minutes) as heartbeat,
         contextlib.closing(run),
         contextlib.closing(MetricsLog(run.directory, first_step)) as log,
+        Trackers(config.trackers if hosts.is_first() else (), run.directory, config.to_dict()) as trackers,
         jax.debug_nans(config.debug_nans),
     ):
         heartbeat.beat(first_step)
-        if measure and first_step == 0:
-            log_measurements(0)
-        unlogged, unread, units, flops, since = [], [], 0, 0.0, time.monotonic()
+        if first_step == 0:
+            measure(0, measurements)
+        unlogged: list[dict] = []
+        unread: list[tuple[int, dict]] = []
+        units, flops, since = 0, 0.0, time.monotonic()
         for step in range(first_step, num_steps):
             if profiled:
                 profiled.before(step)
@@ -132,14 +164,12 @@ def train(
                 means[f"{unit}_per_second"] = units / elapsed
                 if flops_per_second:
                     means["model_flops_utilization"] = flops / elapsed / flops_per_second
-                log.write(finished, means)
+                write(finished, means)
                 say(f"{name}: step {finished:,}: {_shown(means)}")
                 run.check()
                 unlogged, units, flops, since = [], 0, 0.0, time.monotonic()
-            if measure and (last or finished % config.evaluate_every == 0):
-                started = time.monotonic()
-                log_measurements(finished)
-                since += time.monotonic() - started  # measuring is not training
+            # Measuring is not training.
+            since += measure(finished, [one for one in measurements if last or finished % one.every == 0])
             if last or stopped:
                 run.save_last(state)
             elif finished % config.checkpoint_every == 0:
@@ -147,10 +177,13 @@ def train(
             if stopped:
                 heartbeat.state = "stopped"
                 break
+        if stopped:
+            again = command_line(name, sys.argv[1:])
+            say(f"{name}: stopped by a signal after step {finished:,}; the same command goes on from there: {again}")
+        else:
+            say(f"{name}: finished, {run.directory}")
     if stopped:
-        say(f"{name}: stopped by a signal after step {finished:,}; the same command goes on from there")
         raise SystemExit(128 + signal.SIGTERM)
-    say(f"{name}: finished, {run.directory}")
 
 
 def _means(metrics: list[dict]) -> dict[str, float]:
@@ -165,15 +198,16 @@ def _give_up(run: Run, step: int, batch: Batch, skipped: int) -> NoReturn:
     """Ends a run whose numbers stay wrong, and leaves what is needed to find out why."""
     process = f"_of_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = run.directory / f"batch_of_step_{step + 1}{process}.npz"
-    items = {} if batch.items is None else {"items": batch.items}
+    arrays: dict[str, Any] = {name: parallel.own_part(x) for name, x in batch.arrays.items()}
+    shown = "unknown"
+    if batch.items is not None:
+        arrays["items"] = batch.items
+        shown = ", ".join(map(str, batch.items[:8])) + (", ..." if len(batch.items) > 8 else "")
     where = f"the last batch is in {path}"
     try:
-        np.savez(path, **{name: parallel.own_part(x) for name, x in batch.arrays.items()}, **items)
+        np.savez(path, **arrays)
     except OSError as error:
         where = f"the last batch could not be written to {path} ({error.strerror})"
-    shown = "unknown"
-    if items:
-        shown = ", ".join(map(str, batch.items[:8])) + (", ..." if len(batch.items) > 8 else "")
     raise InputError(
         f"{run.command}: loss or gradient were not finite in {skipped} steps in a row, up to step {step + 1:,}; these "
         f"steps changed nothing; {where}; its items in the data are {shown}. Started again with "
@@ -183,12 +217,20 @@ def _give_up(run: Run, step: int, batch: Batch, skipped: int) -> NoReturn:
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    """Metrics in one line, large numbers without decimals and small ones with significant digits."""
+    """Metrics in one line, the loss first, large numbers without decimals and small ones with significant digits."""
 
     def number(value: float) -> str:
         if abs(value) >= 1000:
             return f"{value:,.0f}"
         return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
 
-    shown = {key: value for key, value in metrics.items() if value or key != "skipped_steps"}
-    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in shown.items())
+    def shown(key: str, value: float) -> str:
+        if key.endswith("_per_second"):
+            rate = f"{value:,.0f}" if value >= 10 else number(value)
+            return f"{rate} {key.removesuffix('_per_second')}/s"
+        if key == "model_flops_utilization":
+            return f"{value:.1%} MFU"
+        return f"{key.replace('_', ' ')} {value if isinstance(value, int) else number(value)}"
+
+    ordered = sorted(metrics, key=lambda key: key != "loss")
+    return ", ".join(shown(key, metrics[key]) for key in ordered if metrics[key] or key != "skipped_steps")

@@ -21,6 +21,7 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.optimizer import adamw, learning_rate_schedule
 from retromae_jax.training import finetuning_step, initial_state
 from train import loop
+from train.probe import NAME, Probe
 from train.summary import summary
 
 
@@ -54,6 +55,7 @@ def train(
     passages: int,
     texts: str,
     profile: bool,
+    probe: Probe | None = None,
 ) -> None:
     """Trains an objective of queries, each with a group of passages, on all devices of all hosts.
 
@@ -71,6 +73,7 @@ def train(
         passages: of the collection.
         texts: what a query and its group are: `passages`, or `pairs`.
         profile: whether to trace a few steps.
+        probe: what is measured on the way; its mesh is `parallel.local_mesh()`.
     """
     order = BatchOrder(queries, config.batch_size, config.seed)
     num_steps = number_of_steps(config.num_steps, config.num_epochs, queries, config.batch_size)
@@ -111,8 +114,12 @@ def train(
     state = run.restore(state)
     flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], objective.computation.dtype)
     batch = {"queries": config.batch_size, texts: config.batch_size * config.group_size}
-    facts = {"data": f"{queries:,} queries, {passages:,} passages"}
-    say(summary(mesh, state, num_steps, batch, facts, batch_of_step(int(state.step)).flops, flops_per_second))
+    facts, flops = {"data": f"{queries:,} queries, {passages:,} passages"}, batch_of_step(int(state.step)).flops
+    measurements = []
+    if probe:
+        facts["probe"] = probe.cost(config.probe_every, flops)
+        measurements.append(loop.Measurement(NAME, config.probe_every, probe))
+    say(summary(mesh, state, num_steps, batch, facts, flops, flops_per_second))
     loop.train(
         config,
         run,
@@ -122,6 +129,7 @@ def train(
         batch_of_step,
         "queries",
         schedule,
-        flops_per_second=flops_per_second,
-        profile=profile,
+        measurements,
+        flops_per_second,
+        profile,
     )

@@ -17,10 +17,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
@@ -80,7 +81,7 @@ def prepare(config: ConfigDict) -> None:
     _say_summary(directory, time.monotonic() - started)
 
 
-def _tokenizer_and_settings(config: ConfigDict) -> tuple[str, dict[str, object]]:
+def _tokenizer_and_settings(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     """The tokenizer in its serialized form, and what `prepare.json` says of how the blocks are made."""
     # Worker processes import this module too and need not wait for transformers.
     from retromae_jax.data.tokenization import fingerprint, load_tokenizer
@@ -115,7 +116,7 @@ def _check_settings(directory: Path, description: Path, settings: Mapping[str, o
 
 
 def _make(
-    directory: Path, sources: Sequence[Source], tokenizer: str, settings: Mapping[str, object], workers: int
+    directory: Path, sources: Sequence[Source], tokenizer: str, settings: Mapping[str, Any], workers: int
 ) -> None:
     """Makes the blocks in a directory beside `directory` and renames it when all are there."""
     partial = partial_directory(directory)
@@ -264,7 +265,7 @@ def _in_processes(maker: PartMaker, tasks: Iterator[tuple], workers: int) -> Ite
         return
     # JAX, threads and fork do not go together, so processes are spawned.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    running = {}
+    running: dict[Future, int] = {}
     try:
         for size, *arguments in tasks:
             # Readers are faster than tokenizers: no more than this waits in memory.
@@ -287,8 +288,9 @@ def _start_worker() -> None:
 
 
 def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _cores() -> int:

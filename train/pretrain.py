@@ -33,6 +33,8 @@ from retromae_jax.optimizer import adamw, learning_rate_schedule
 from retromae_jax.training import evaluation_step, initial_state, pretraining_step
 from train import checks, loop
 from train.command_line import parse_training
+from train.export import export_run
+from train.probe import NAME, Probe
 from train.summary import summary
 
 # Held-out texts have sample numbers, and so masks, that no training text has. It is even, as the first number of a
@@ -62,6 +64,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
         checks.known("decoder_query", config.decoder_query, DECODER_QUERIES),
         checks.known("compute_dtype", config.compute_dtype, checks.DTYPES),
         checks.watching(config),
+        checks.probe(config),
         checks.saving(config),
         checks.batch(config, config.accumulation_parts),
         checks.maskable(config),
@@ -79,12 +82,15 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
     if data and start:
         problems.append(checks.same_vocabulary(config.data, data.blocks, start.tokenizer))
     checks.fit(*problems)
+    assert data and start, "else fit has raised"
     (blocks, items), (source, bert, tokenizer) = data, start
     vocabulary = Vocabulary.of(tokenizer)
     cut = np.maximum(blocks.lengths + SPECIAL_TOKENS - config.block_length, 0).sum() / blocks.lengths.sum()
     if cut:
         say(f"{config.data}: {cut:.1%} of the tokens are beyond block_length {config.block_length} and not read")
     mesh = parallel.training_mesh(config.fsdp)
+    settings = EncoderSettings("cls", False, config.block_length)
+    probe = Probe(config, tokenizer, bert, settings, mesh) if config.probe_collection else None
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, config.remat, config.attention)
     objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, computation)
     graph, shapes = parameters.structure(objective.model)
@@ -122,23 +128,17 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_fraction, num_steps)
     optimizer = adamw(schedule, config.weight_decay, config.clip_norm)
     run = Run(config.workdir, config.checkpoints_to_keep)
-    settings = EncoderSettings("cls", False, config.block_length)
     sizes = {"blocks": len(blocks), items.unit: len(items), "tokens": int(blocks.lengths.sum(dtype=np.int64))}
     run.begin("pretrain", bert, settings, config.to_dict(), sizes, tokenizer)
     state = initial_state(objective.model, shapes, source, optimizer, config.seed, mesh)
     state = run.restore(state)
     flops_per_second = mesh.size * device_flops_per_second(jax.local_devices()[0], computation.dtype)
-    say(
-        summary(
-            mesh,
-            state,
-            num_steps,
-            {f"texts of up to {config.block_length} tokens": config.batch_size * items.texts_per_item},
-            {"objective": config.objective, "data": f"{len(trained_on):,} {items.unit}"},
-            training_batch(int(state.step)).flops,
-            flops_per_second,
-        )
-    )
+    flops = training_batch(int(state.step)).flops
+    facts = {"objective": config.objective, "data": f"{len(trained_on):,} {items.unit}"}
+    if probe:
+        facts["probe"] = probe.cost(config.probe_every, flops)
+    batch = {f"texts of up to {config.block_length} tokens": config.batch_size * items.texts_per_item}
+    say(summary(mesh, state, num_steps, batch, facts, flops, flops_per_second))
 
     evaluate = evaluation_step(objective, graph, config.seed)
 
@@ -153,6 +153,9 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
             sizes.append(len(numbers))
         return {name: float(np.average([metrics[name] for metrics in measured], weights=sizes)) for name in measured[0]}
 
+    measurements = [loop.Measurement("held_out", config.evaluate_every, measure)] if len(held_out) else []
+    if probe:
+        measurements.append(loop.Measurement(NAME, config.probe_every, probe))
     with jax.set_mesh(mesh):
         loop.train(
             config,
@@ -163,7 +166,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
             training_batch,
             "tokens",
             schedule,
-            measure if len(held_out) else None,
+            measurements,
             flops_per_second,
             profile,
         )
@@ -200,6 +203,7 @@ def main() -> None:
     config, flags = parse_training(__doc__, defaults.PRETRAINING)
     hosts.start(flags)
     pretrain(config, flags.profile)
+    export_run(config.workdir)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.reranking import Reranking
 from train import checks, mapped
 from train.command_line import parse_training
+from train.export import export_run
 
 
 def rerank(config: ConfigDict, profile: bool = False) -> None:
@@ -50,6 +51,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
             checks.room(config, start.bert),
         ]
     checks.fit(*problems)
+    assert start, "else fit has raised"
     source, bert, tokenizer = start
     mesh = parallel.data_mesh()
     collection = load_collection(config.collection, config.split)
@@ -98,6 +100,7 @@ def main() -> None:
     config, flags = parse_training(__doc__, defaults.RERANKING)
     hosts.start(flags)
     rerank(config, flags.profile)
+    export_run(config.workdir)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from retromae_jax.checkpoints.train_state import is_run, read_description
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.files import read_json
 from retromae_jax.logging import duration
-from train.heartbeat import FILE
+from train.heartbeat import FILE, command_line
+from train.loop import LOG
 
 
 def status(workdir: Path) -> str:
@@ -40,7 +41,7 @@ def status(workdir: Path) -> str:
         if beat["save_failure"]:
             lines["not saved"] = f"the latest checkpoint failed: {beat['save_failure']}"
         if beat["state"] != "finished":
-            command = shlex.join(["python", "-m", f"train.{beat['command']}", *beat["arguments"]])
+            command = command_line(beat["command"], beat["arguments"])
             where = f" on all {beat['processes']} hosts" if beat["processes"] > 1 else ""
             lines["resume"] = f"cd {shlex.quote(beat['directory'])} && {command}{where}"
     width = max(map(len, lines))
@@ -60,7 +61,7 @@ def _verdict(workdir: Path, beat: dict) -> tuple[str, bool]:
     if beat["state"] == "stopped":
         return f"stopped by a signal {duration(age)} ago, with a checkpoint", True
     if beat["state"] == "failed":
-        return f"ended by an error {duration(age)} ago; its output says which", True
+        return f"ended by an error {duration(age)} ago; {workdir / LOG} says which", True
     if beat["host"] == socket.gethostname() and not Path(f"/proc/{beat['process']}").exists():
         return f"killed: {where} is gone, last heard of {duration(age)} ago", True
     if age > 60 * beat["stall_minutes"]:

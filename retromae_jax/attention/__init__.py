@@ -4,6 +4,7 @@ They take the same random numbers and differ in rounding only, but for `cudnn`, 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from retromae_jax.attention import cudnn, pallas, plain
 from retromae_jax.errors import InputError
 from retromae_jax.random_bits import Dropout
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "plain": functools.partial(plain.attention, plain.IN_MEMORY),
     "cached": functools.partial(plain.attention, plain.IN_CACHE),
     "pallas": pallas.attention,

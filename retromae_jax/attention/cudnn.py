@@ -1,5 +1,7 @@
 """Attention by NVIDIA's cuDNN library, through JAX. It has no dropout that could equal the other implementations'."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +14,7 @@ def attention(
     visible: jax.Array,
     seeds_BxL: jax.Array,
     key_positions_BxM: jax.Array,
-    library: str = "cudnn",
+    library: Literal["xla", "cudnn"] = "cudnn",
 ) -> jax.Array:
     """As `retromae_jax.attention.attention`, without dropout.
 

@@ -140,11 +140,12 @@ class CheckpointDirectory:
 
     # Reading.
 
-    def restore(self, items: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    def restore(self, items: Mapping[str, Any], only: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """The newest checkpoint that is not damaged.
 
         Args:
             items: trees of arrays, or of what stands for them, with the shapes, dtypes and shardings wanted.
+            only: step of the one checkpoint that will do; None takes any.
 
         Returns:
             Its step and trees; None if there is no checkpoint at all.
@@ -153,7 +154,7 @@ class CheckpointDirectory:
             InputError: if there are checkpoints, and none can be read.
         """
         problems: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in self._steps_to_read(only):
             found, problem = self._read(step, items)
             if hosts.all_hold(not problem):
                 self._set_aside(problems, step)
@@ -168,17 +169,24 @@ class CheckpointDirectory:
             )
         return None
 
-    def structure(self, name: str) -> dict[str, Any]:
+    def structure(self, name: str, only: int | None = None) -> dict[str, Any]:
         """Shapes and dtypes of a tree of the newest checkpoint of which they can be read, by name.
+
+        Args:
+            name: of the tree.
+            only: as for `restore`.
 
         Raises:
             InputError: if there is none.
         """
-        for step in reversed(self.steps()):
+        for step in self._steps_to_read(only):
             # Damaged files make Orbax raise anything.
             with contextlib.suppress(Exception):
                 return dict(ocp.StandardCheckpointHandler().metadata(self.path / str(step) / name).items())
         raise InputError(f"{self.path.parent}: the run has no checkpoint yet")
+
+    def _steps_to_read(self, only: int | None) -> list[int]:
+        return self.steps()[::-1] if only is None else [only]
 
     def _read(self, step: int, items: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """Trees of a checkpoint, and what is wrong with it, empty if nothing is."""

@@ -1,4 +1,4 @@
-"""Models to start from: Hugging Face directories, Hub names and run directories, all opened alike."""
+"""Models to start from: Hugging Face directories, Hub names, runs and their checkpoints, all opened alike."""
 
 import dataclasses
 from pathlib import Path
@@ -24,6 +24,7 @@ class Source:
         settings: how the model makes embeddings.
         modules: directories of further modules' weights.
         kind: of text, where this is the encoder of one kind in a run whose encoders are untied.
+        step: of a run's checkpoint; None takes the newest that is not damaged.
     """
 
     directory: Path
@@ -32,6 +33,7 @@ class Source:
     settings: EncoderSettings
     modules: tuple[Path, ...] = ()
     kind: str = ""
+    step: int | None = None
 
     def of_kind(self, kind: str) -> "Source":
         """The encoder of texts of a kind: where encoders are not untied, this one."""
@@ -46,7 +48,7 @@ class Source:
         encoder = self.of_kind(KINDS[0])
         if train_state.is_run(self.directory):
             run = train_state.Run(self.directory)
-            names = list(run.checkpoints.structure("parameters"))
+            names = list(run.checkpoints.structure("parameters", self.step))
             run.close()
             return f"{encoder.kind}.head.bias".removeprefix(".") in names
         names = [name for path in (encoder.directory, *encoder.modules) for name in huggingface.tensor_names(path)]
@@ -74,7 +76,7 @@ class Source:
                 tensors |= huggingface.read_tensors(module)
             return huggingface.from_huggingface(tensors, shapes, str(self.directory), self.config.model_type)
         run = train_state.Run(self.directory)
-        stored = run.restore_parameters()
+        stored = run.restore_parameters(self.step)
         run.close()
         if self.kind:
             stored = of_kind(stored, self.kind)
@@ -98,10 +100,11 @@ def open_model(name_or_directory: str) -> Source:
     """Finds a model and reads everything but its weights.
 
     Raises:
-        InputError: if there is none, or it is of no known model type.
+        InputError: if there is none, or it is of no known model type, or its weights are missing or pickled.
     """
     directory = resolve(name_or_directory)
-    if train_state.is_run(directory):
+    if run := train_state.run_of(directory):
+        directory, step = run
         description = train_state.read_description(directory)
         origin = directory / "run.json"
         config = BertConfig.from_huggingface(description["model"], str(origin))
@@ -109,10 +112,12 @@ def open_model(name_or_directory: str) -> Source:
             settings = EncoderSettings(**description["encoder"])
         except TypeError as error:
             raise InputError(f"{origin}: encoder {shown(description['encoder'])}: {error}; restore the file") from error
-        return Source(directory, config, directory / "tokenizer", settings)
+        return Source(directory, config, directory / "tokenizer", settings, step=step)
     if not (directory / "config.json").is_file() and all((directory / kind).is_dir() for kind in KINDS):
         return _open_untied(directory)
     transformer, config, settings, modules = sentence_transformers.read(directory)
+    for path in (transformer, *modules):
+        huggingface.weights_files(path)  # missing or pickled ones show before data are read
     return Source(transformer, config, transformer, settings, modules)
 
 

@@ -34,6 +34,11 @@ MAY_CHANGE = (
     "fsdp",
     "gradient_cache_chunk",
     "log_every",
+    "trackers",
+    "probe_collection",
+    "probe_split",
+    "probe_every",
+    "probe_passages",
     "checkpoint_every",
     "checkpoints_to_keep",
     "stall_minutes",
@@ -197,8 +202,8 @@ class Run:
         count = jax.device_put(np.int32(step), state.step.sharding)
         return TrainState(count, items["parameters"], items["optimizer"])
 
-    def restore_parameters(self) -> Parameters:
-        """The parameters of the newest checkpoint that is not damaged, on one device.
+    def restore_parameters(self, step: int | None = None) -> Parameters:
+        """The parameters of the newest checkpoint that is not damaged, or of that of `step`, on one device.
 
         Raises:
             InputError: if the run has no checkpoint yet, or none that can be read.
@@ -206,10 +211,11 @@ class Run:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = {
             name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=device)
-            for name, stored in self.checkpoints.structure("parameters").items()
+            for name, stored in self.checkpoints.structure("parameters", step).items()
         }
-        _, items = self.checkpoints.restore({"parameters": shapes})
-        return items["parameters"]
+        found = self.checkpoints.restore({"parameters": shapes}, step)
+        assert found is not None, "of its checkpoints, at least one has a structure"
+        return found[1]["parameters"]
 
     def close(self) -> None:
         """Waits until checkpoints are on disk."""
@@ -219,6 +225,16 @@ class Run:
 def is_run(directory: str | Path) -> bool:
     """Whether a directory is that of a training run."""
     return (Path(directory) / "run.json").is_file()
+
+
+def run_of(directory: Path) -> tuple[Path, int | None] | None:
+    """The run that a directory is of, with a step if it is that of one of the run's checkpoints; None if of no run."""
+    if is_run(directory):
+        return directory, None
+    path = directory.absolute()
+    if path.name.isdecimal() and path.parent.name == "checkpoints" and is_run(path.parents[1]):
+        return path.parents[1], int(path.name)
+    return None
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def by_length(
 
 def one_behind(items: Iterator[Item]) -> Iterator[Item]:
     """The items, each when the next one has been made: a device works on that while this one's result is fetched."""
-    running = []
+    running: list[Item] = []
     for item in items:
         yield from running
         running = [item]

@@ -132,7 +132,8 @@ def pack(
     """
     limit = block_length - SPECIAL_TOKENS
     blank = _blank_between(tokenizer)
-    lengths, token_ids, numbers = [], [np.empty(0, np.int32)], []
+    lengths: list[int] = []
+    token_ids, numbers = [np.empty(0, np.int32)], []
     empty = dropped = 0
     for number, document in enumerate(documents, first_document):
         texts = sentences(document.plain_text())
@@ -200,7 +201,7 @@ def write_description(directory: Path, files: Sequence[str], fingerprint: str, s
     with pa.OSFile(str(directory / files[0])) as file, pa.ipc.open_stream(file) as stream:
         features = {name: FEATURES[name] for name in stream.schema.names}
     info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
-    state = {
+    state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": fingerprint,
         "_format_columns": None,

@@ -56,16 +56,15 @@ def _example(line: str) -> Example:
             f"no text under {' or '.join(map(repr, QUERY_KEYS))}, but the keys {shown(list(record))}; {REMEDY}"
         )
     query_id = _id(record["query_id"]) if "query_id" in record else None
-    if "positive_passages" in record:
-        positives, negatives = (_tevatron_passages(record, f"{kind}_passages") for kind in ("positive", "negative"))
-    else:
-        positives, negatives = (
-            [(None, Passage("", text)) for key in record if _TEXTS[kind].fullmatch(key) for text in _texts(record, key)]
-            for kind in ("positive", "negative")
-        )
+    passages = _tevatron_passages if "positive_passages" in record else _passages_without_ids
+    positives, negatives = (passages(record, kind) for kind in ("positive", "negative"))
     if not positives:
         raise BadLineError(f"no positive passage, but the keys {shown(list(record))}; {REMEDY}")
     return Example(query_id, query, positives, negatives)
+
+
+def _passages_without_ids(record: dict, kind: str) -> list[tuple[str | None, Passage]]:
+    return [(None, Passage("", text)) for key in record if _TEXTS[kind].fullmatch(key) for text in _texts(record, key)]
 
 
 def _texts(record: dict, key: str) -> list[str]:
@@ -75,10 +74,10 @@ def _texts(record: dict, key: str) -> list[str]:
     return [encodable(text, key) for text in texts]
 
 
-def _tevatron_passages(record: dict, key: str) -> list[tuple[str, Passage]]:
-    passages = record.get(key) or []
+def _tevatron_passages(record: dict, kind: str) -> list[tuple[str | None, Passage]]:
+    passages = record.get(f"{kind}_passages") or []
     if not isinstance(passages, list):
-        raise BadLineError(f"{key!r} is no list; {REMEDY}")
+        raise BadLineError(f"'{kind}_passages' is no list; {REMEDY}")
     return [_tevatron_passage(passage) for passage in passages]
 
 
@@ -86,7 +85,7 @@ def _tevatron_passage(record: object) -> tuple[str, Passage]:
     match record:
         case {"docid": docid, "text": str(text), "title": str(title)}:
             pass
-        case {"docid": docid, "text": str(text)} if record.get("title") is None:
+        case {"docid": docid, "text": str(text), **others} if others.get("title") is None:
             title = ""
         case _:
             raise BadLineError(f"a passage without 'docid' or 'text', or whose title is no text; {REMEDY}")

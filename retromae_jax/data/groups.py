@@ -25,12 +25,12 @@ class TrainingGroups:
 
     def __init__(
         self,
-        positives: Sequence[Sequence[int]],
-        negatives: Mapping[int, Sequence[int]],
+        positives: Sequence[np.ndarray],
+        negatives: Mapping[int, np.ndarray],
         num_passages: int,
         group_size: int,
         seed: int,
-        relevant: Sequence[Sequence[int]] | None = None,
+        relevant: Sequence[np.ndarray] | None = None,
     ):
         self.relevant = positives if relevant is None else relevant
         self.most_relevant = max(map(len, self.relevant))
@@ -59,7 +59,7 @@ class TrainingGroups:
                 group.append(passage)
         return np.array(group, np.int64)
 
-    def relevant_to(self, queries: Sequence[int]) -> np.ndarray:
+    def relevant_to(self, queries: np.ndarray) -> np.ndarray:
         """Indices of all passages that are relevant to queries, int32 [Q, N]; -1 fills up, N is the same for all."""
         indices = np.full((len(queries), self.most_relevant), -1, np.int32)
         for row, query in zip(indices, queries, strict=True):

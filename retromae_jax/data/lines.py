@@ -81,7 +81,7 @@ class Lines(Sequence[str]):
 def _mapped(path: Path) -> mmap.mmap | bytes:
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(path.open("rb"))
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
             if path.suffix == ".gz":
                 file = stack.enter_context(_unpacked(path, file))
             is_empty = file.seek(0, 2) == 0

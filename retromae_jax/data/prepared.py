@@ -52,7 +52,7 @@ class TokenizedTexts(TokenLists):
         return self
 
 
-def load_prepared(directory: str | Path, split: str) -> Collection:
+def load_prepared(directory: str | Path, split: str) -> Collection[TokenizedTexts, np.ndarray]:
     """Reads a prepared collection; its passages are `TokenizedTexts`, its queries' texts are their token ids.
 
     Raises:

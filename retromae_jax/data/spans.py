@@ -67,7 +67,7 @@ class SpanPairs:
         first_B = random_B % counts_B
         second_B = (first_B + 1 + random_B // counts_B % np.maximum(counts_B - 1, 1)) % counts_B
         pairs_Bx2 = self._spans[self._starts[indices][:, None] + np.stack([first_B, second_B], axis=1)]
-        texts = []
+        texts: list[np.ndarray] = []
         for first, second in pairs_Bx2.tolist():
             block = self.blocks[first]
             middle = len(block) // 2

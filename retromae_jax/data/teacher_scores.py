@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from retromae_jax.data.lines import Lines
-from retromae_jax.data.retrieval import Passages
+from retromae_jax.data.retrieval import IdentifiedTexts
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
 
@@ -49,7 +49,9 @@ class TeacherScores:
         return np.where(known[rows] == passages, self._scores[start:end][rows], np.float32(np.nan))
 
 
-def read_teacher_scores(paths: Sequence[str | Path], query_ids: Sequence[str], passages: Passages) -> TeacherScores:
+def read_teacher_scores(
+    paths: Sequence[str | Path], query_ids: Sequence[str], passages: IdentifiedTexts
+) -> TeacherScores:
     """Reads files of teacher scores.
 
     Args:
@@ -129,7 +131,9 @@ def with_scores(
     return np.array(kept), scored_positives, scored_negatives
 
 
-def _read(path: Path, query_ids: pa.Array, passages: Passages) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _read(
+    path: Path, query_ids: pa.Array, passages: IdentifiedTexts
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Numbers of queries and passages, and scores, of successive lines of a file."""
     known, delimiter = 0, " "
     try:

@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from xml.etree import ElementTree
 
 import pyarrow as pa
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # A plain-text file that has no blank line for this many characters is cut at the end of a line.
 LONGEST_PLAIN_DOCUMENT = 100_000
 ROWS_PER_BATCH = 1000
-COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSIONS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -125,13 +125,14 @@ class TextFile:
     """A file of documents, its format told by its name."""
 
     def __init__(self, path: Path, text_field: str):
-        if _reader(path) is None:
+        reader = _reader(path)
+        if reader is None:
             raise InputError(f"{path}: its name does not end in a known format ({_known_formats()}); rename it")
-        self.path, self.text_field = path, text_field
+        self.path, self.text_field, self._read = path, text_field, reader
         self.name, self.size = str(path), path.stat().st_size
 
     def documents(self) -> Iterator[Document]:
-        return _reader(self.path)(self.path, self.text_field)
+        return self._read(self.path, self.text_field)
 
 
 def _known_formats() -> str:

@@ -92,7 +92,7 @@ def add_special_tokens(
     return _padded([np.concatenate([first, ids, last]) for ids in texts], max_length, tokenizer.pad_token_id)
 
 
-def _padded(encoded: Sequence[Sequence[int]], max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded(encoded: Sequence[list[int] | np.ndarray], max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     # The library's own truncation is a setting that stays switched on, so texts are cut here.
     lengths = np.array([min(len(ids), max_length) for ids in encoded], np.int32)
     token_ids = np.full((len(encoded), lengths.max(initial=0)), pad_id, np.int32)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 # The model types, and the fields for which Hugging Face has other defaults than BERT's.
-MODEL_TYPES = {
+MODEL_TYPES: dict[str, dict[str, int]] = {
     "bert": {},
     "roberta": {"vocab_size": 50265, "pad_token_id": 1},
     "xlm-roberta": {"pad_token_id": 1},
@@ -100,16 +100,16 @@ class BertConfig:
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise InputError(f"{origin}: position_embedding_type {shown(positions)}; only 'absolute' can be read")
-        given = MODEL_TYPES[model_type].copy()
-        for field in dataclasses.fields(cls):
-            value = config.get(field.name)
+        given: dict[str, Any] = {**MODEL_TYPES[model_type]}
+        for name, kind in get_type_hints(cls).items():
+            value = config.get(name)
             if value is None:
                 continue
             # JSON writes 0.0 as 0, too.
-            is_fit = isinstance(value, (int, float) if field.type is float else field.type)
+            is_fit = isinstance(value, (int, float) if kind is float else kind)
             if isinstance(value, bool) or not is_fit:
-                raise InputError(f"{origin}: {field.name} is {shown(value)}, not of type {field.type.__name__}")
-            given[field.name] = value
+                raise InputError(f"{origin}: {name} is {shown(value)}, not of type {kind.__name__}")
+            given[name] = value
         try:
             return cls(**given)
         except InputError as error:

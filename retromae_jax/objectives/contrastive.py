@@ -87,6 +87,7 @@ def contrastive_loss(
         return loss, jnp.argmax(scores_P) == positive
 
     queries = (queries_QxD, positives_Q, None if relevance is None else relevance.relevant_QxN)
+    of_queries: Callable[[Any], tuple[jax.Array, jax.Array]]
     at_once = max(1, MOST_SCORES // len(passages_PxD))
     if at_once < len(queries_QxD):
         # Their scores are made again in the backward pass.
@@ -218,19 +219,19 @@ class Contrastive:
             The mean over this device's queries, and metrics; the batch's are their means over devices.
         """
 
-        rows = {name: batch[name] for name in ("token_ids", "lengths", "samples")}
+        texts = {name: batch[name] for name in ("token_ids", "lengths", "samples")}
 
         def embed(encoder: TextEncoder) -> jax.Array:
             """Embeddings of the texts of each query and its group, [Q, 1 + G, E]."""
 
-            def embed_rows(rows: dict[str, jax.Array]) -> jax.Array:
-                rows = Rows.of(rows, seed)
+            def embed_rows(arrays: dict[str, jax.Array]) -> jax.Array:
+                rows = Rows.of(arrays, seed)
                 return encoder(rows, rows.dropout())
 
-            embeddings_RxTxE = in_chunks(embed_rows, rows, self.gradient_cache_chunk)
+            embeddings_RxTxE = in_chunks(embed_rows, texts, self.gradient_cache_chunk)
             return embeddings_RxTxE.reshape(-1, embedding_width(self.config, self.settings))[batch["places"]]
 
-        if self.settings.untie_encoder:
+        if isinstance(model, UntiedEncoders):
             # Queries and passages share rows, so each encoder reads both.
             of_query, of_passage = (embed(getattr(model, kind)) for kind in KINDS)
         else:

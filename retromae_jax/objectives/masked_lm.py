@@ -67,12 +67,12 @@ class MaskedLM:
         settings = {field.name: config[field.name] for field in dataclasses.fields(cls) if field.kw_only}
         return cls(bert, vocabulary, computation, **settings)
 
-    def model(self, rngs: nnx.Rngs) -> nnx.Module:
+    def model(self, rngs: nnx.Rngs) -> Model:
         """Builds the model with fresh parameters."""
         return Model(self.config, self.computation, rngs)
 
     def loss(
-        self, model: nnx.Module, rows: Rows, whole: dict[str, jax.Array] | None = None
+        self, model: Model, rows: Rows, whole: dict[str, jax.Array] | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The training loss of texts.
 
@@ -86,11 +86,11 @@ class MaskedLM:
         """
         return self.losses(model, self.mask(rows), self.limit(rows), whole or {}, rows.dropout())
 
-    def evaluate(self, model: nnx.Module, rows: Rows) -> dict[str, jax.Array]:
+    def evaluate(self, model: Model, rows: Rows) -> dict[str, jax.Array]:
         """Metrics of held-out texts, without dropout."""
         return self.losses(model, self.mask(rows), self.limit(rows), {}, None)[1]
 
-    def whole_batch(self, model: nnx.Module, parts: Rows) -> dict[str, jax.Array]:
+    def whole_batch(self, model: Model, parts: Rows) -> dict[str, jax.Array]:
         """What the parts of a batch must know of the whole: how many labels the means are over.
 
         Args:

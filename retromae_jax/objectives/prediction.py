@@ -1,5 +1,6 @@
 """Prediction of tokens by the masked-language-model head, a part of every pretraining objective."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from retromae_jax.rows import Rows, take
 IGNORED = -100
 
 
-class Prediction(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Prediction:
     """What one part of a model predicts.
 
     Attributes:

@@ -1,20 +1,23 @@
 """Encoding many texts: sorted by length within windows, in batches of few shapes, in input order at the end."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from retromae_jax.data.batches import BATCH_SIZES, by_length, one_ahead, one_behind
 from retromae_jax.data.tokenization import encode_batch
-from retromae_jax.encoder import Encoder
 from retromae_jax.logging import Progress
+
+if TYPE_CHECKING:
+    from retromae_jax.encoder import Encoder
 
 # Texts whose lengths are sorted together. Of a window, one batch at most is not full.
 WINDOW = 2**14
 
 
-def encode_texts(encoder: Encoder, texts: Sequence[str], kind: str, batch_size: int | None = None) -> np.ndarray:
+def encode_texts(encoder: "Encoder", texts: Sequence[str], kind: str, batch_size: int | None = None) -> np.ndarray:
     """Embeddings of texts, float32 [N, D], in their order.
 
     Args:
@@ -29,7 +32,7 @@ def encode_texts(encoder: Encoder, texts: Sequence[str], kind: str, batch_size: 
 
 
 def encode_windows(
-    encoder: Encoder,
+    encoder: "Encoder",
     texts: Sequence[str],
     kind: str,
     windows: Sequence[range],

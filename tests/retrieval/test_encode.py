@@ -31,8 +31,7 @@ TEXTS = [" ".join(WORDS[i % 5 : i % 5 + i % 11]) or "." for i in range(37)]
 
 
 def test_embeddings_equal_those_of_sentence_transformers_in_input_order(encoder, minilm_directory, monkeypatch):
-    import sentence_transformers
-
+    sentence_transformers = pytest.importorskip("sentence_transformers")
     monkeypatch.setattr(encode, "WINDOW", 16)  # several windows, the last one partly filled
     theirs = sentence_transformers.SentenceTransformer(str(minilm_directory), device="cpu")
     theirs.max_seq_length = 12

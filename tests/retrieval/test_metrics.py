@@ -7,7 +7,7 @@ import pytest
 
 from retromae_jax.errors import InputError
 from retromae_jax.retrieval import metrics
-from retromae_jax.retrieval.metrics import MEASURES, mean_gain, score
+from retromae_jax.retrieval.metrics import MEASURES, score
 
 
 def expected(run: dict, qrels: dict, relevance_level: int) -> dict[str, dict[str, float]]:
@@ -95,16 +95,24 @@ def test_chosen_measures_only():
     assert scores.means == {"Recall@5": 1.0, "MRR@10": 1.0}
 
 
+def test_interpolated_precision():
+    scores = score(
+        {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"b": 1, "x": 1}}, ["IPrec@0.0", "IPrec@0.5", "IPrec@0.6"]
+    )
+    assert scores.means == {"IPrec@0.0": 0.5, "IPrec@0.5": 0.5, "IPrec@0.6": 0.0}
+
+
 def test_unknown_measure_and_no_qrels():
-    with pytest.raises(InputError, match="measure 'accuracy of guesses' is unknown"):
-        score({}, {"q": {"a": 1}}, ["accuracy of guesses"])
+    for name in ("accuracy of guesses", "nDCG@", "nDCG@ten"):
+        with pytest.raises(InputError, match=f"measure '{name}' is unknown"):
+            score({}, {"q": {"a": 1}}, [name])
     with pytest.raises(InputError, match="no qrels"):
         score({}, {})
 
 
-def test_gains_are_paired():
-    mean, margin = mean_gain([0.0, 0.5, 1.0, 0.2], [0.5, 0.5, 1.0, 0.7])
-    # Differences 0.5, 0, 0, 0.5: their standard deviation is 0.2887, its share by the square root of 4 the error.
-    assert (mean, margin) == pytest.approx((0.25, 1.96 * 0.28868 / 2), rel=1e-4)
-    assert mean_gain([0.1, 0.9], [0.2, 1.0]) == pytest.approx((0.1, 0.0))
-    assert math.isnan(mean_gain([0.1], [0.2])[1])
+def test_values_and_a_choice_of_measures():
+    scores = score({"q": {"a": 1.0}}, {"q": {"b": 1}, "p": {"a": 1}, "r": {"c": 1}}, ["MAP", "MRR@10", "nDCG@10"])
+    scores.per_query["p"]["MRR@10"] = 0.5
+    assert scores.values(["MRR@10", "MAP"]).tolist() == [[0.0, 0.0], [0.5, 0.0], [0.0, 0.0]]
+    assert scores.only(["MAP"]).means == {"MAP": 0.0}
+    assert scores.only(["MAP"]).per_query == {"q": {"MAP": 0.0}, "p": {"MAP": 0.0}, "r": {"MAP": 0.0}}

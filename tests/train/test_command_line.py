@@ -62,6 +62,18 @@ def test_a_broken_recipe_is_named_with_its_line(tmp_path):
         parse(f"--config={recipe}")
 
 
+def test_recipes_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/wiki.py:tiny").workdir == "runs/wiki_tiny"
+
+
+def test_a_recipe_is_a_python_file(tmp_path):
+    recipe = tmp_path / "recipe.txt"
+    recipe.write_text("batch_size: 3\n")
+    with pytest.raises(InputError, match=r"recipe\.txt is no Python file"):
+        parse(f"--config={recipe}")
+
+
 def test_a_recipe_may_leave_keys_out_but_not_invent_any(tmp_path):
     recipe = tmp_path / "recipe.py"
     source = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({})\n"
@@ -76,7 +88,7 @@ def test_a_recipe_may_leave_keys_out_but_not_invent_any(tmp_path):
 
 
 @pytest.mark.parametrize("argv, status", [(["--help"], 0), ([], 2)])
-def test_help_lists_every_key_with_its_default_and_meaning(argv, status, capsys):
+def test_help_lists_every_key_with_type_default_and_meaning(argv, status, capsys):
     with pytest.raises(SystemExit) as exit_:
         parse(*argv)
     assert exit_.value.code == status
@@ -84,7 +96,8 @@ def test_help_lists_every_key_with_its_default_and_meaning(argv, status, capsys)
     assert printed.startswith("Pretrains something.")
     for key in defaults.PRETRAINING:
         assert f"  {key} (" in printed
-    assert "batch_size (256): texts in one optimizer step" in printed
+    assert "batch_size (int, 256): texts in one optimizer step" in printed
+    assert "sources (tuple, ()): where text comes from" in printed
 
 
 def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
@@ -115,4 +128,6 @@ def test_training_commands_have_flags_that_no_recipe_decides(capsys):
     with pytest.raises(SystemExit):
         parse_training(DOCUMENTATION, keys, ["--help"])
     printed = capsys.readouterr().out
-    assert "  --coordinator HOST:PORT" in printed and "  --profile" in printed and "  temperature (1.0)" in printed
+    assert (
+        "  --coordinator HOST:PORT" in printed and "  --profile" in printed and "  temperature (float, 1.0)" in printed
+    )

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import msmarco, wiki
-from eval import encode, mine, rerank
+from eval import beir, encode, mine, rerank
 from eval.msmarco import evaluate, parse
 from retromae_jax import hosts
 from retromae_jax.checkpoints.huggingface import save_cross_encoder
@@ -27,13 +27,14 @@ from retromae_jax.models.parameters import initialize
 from retromae_jax.objectives.reranking import Reranking
 from retromae_jax.retrieval import embeddings
 from train import demo_data
-from train.export import export
+from train.export import export_run
 from train.finetune import finetune
 from train.prepare import prepare
 from train.pretrain import pretrain
 
-# Three steps each, all of which change the parameters, and a checkpoint after every one.
+# Three steps each, all of which change the parameters, and a checkpoint after every one; the probe at both ends.
 STEPS = {"num_steps": 3, "log_every": 1, "checkpoint_every": 1, "warmup_fraction": 0.0}
+STEPS |= {"probe_collection": "animals", "probe_split": "test"}
 DEVICES = """
 import argparse
 import jax
@@ -83,6 +84,7 @@ def run_stages(stages):
         rows = {"passage_max_length": 128, "shape_buckets": 64, "seed": 2}
         config.update(STEPS | {"workdir": "finetuned", "init": "pretrained"} | rows)
         finetune(config)
+        export_run(config.workdir)
     if "searched" in stages:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hosts, "part", lambda: hosts.wait_for_all("more to come"))
@@ -91,6 +93,10 @@ def run_stages(stages):
                 mine.mine(mine.parse([*animals, *searcher, "--output", output, "--from-rank", "1", "--to-rank", "5"]))
             pairs = ["--pairs", "mined.tsv", "--output", "scored"]
             rerank.evaluate(rerank.parse([*animals, *pairs, "--model", "cross_encoder"]))
+            for _ in range(2):  # the second time, all is measured already
+                beir.evaluate(beir.parse(["--model", "finetuned", "--dataset", "animals", "--output", "beir"]))
+            on_devices = ["--model", "finetuned", "--search", "device", "--output", "found_by_devices"]
+            evaluate(parse([*animals, *on_devices]))
     if "encoded" in stages:
         model = ["--model", "finetuned", "--output", "encoded"]
         with pytest.MonkeyPatch.context() as patch:
@@ -203,17 +209,23 @@ def test_two_processes_train_as_one(runs, run, tmp_path):
     one, two, _ = runs
     assert_same_metrics(metrics_of(two / run), metrics_of(one / run), 1e-6)
     assert_same_arrays(parameters_of(two / run), parameters_of(one / run), 1e-6)
-    for name, directory in (("one", one), ("two", two)):
-        export(str(directory / run), tmp_path / name)
-    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert [line["step"] for line in metrics_of(two / run) if "probe/nDCG@10" in line] == [0, 3]
+
+
+def test_two_processes_export_as_one(runs, tmp_path):
+    one, two, _ = runs
+    exported = [directory / "finetuned" / "export" for directory in (one, two)]
+    tensors = [load_file(directory / "model.safetensors") for directory in exported]
     assert_same_arrays(tensors[1], tensors[0], 1e-6)
+    assert "| devices | 8 x cpu |" in (exported[1] / "README.md").read_text()
 
 
-def test_two_processes_encode_as_one(runs):
+@pytest.mark.parametrize("output", ["encoded", "found_by_devices"])
+def test_two_processes_encode_and_search_as_one(runs, output):
     one, two, _ = runs
     scores = []
     for run in (one, two):
-        lines = [line.split() for line in (run / "encoded" / "run.trec").read_text().splitlines()]
+        lines = [line.split() for line in (run / output / "run.trec").read_text().splitlines()]
         scores.append({(query, passage): float(score) for query, _, passage, _, score, _ in lines})
     assert len(scores[0]) == 3 * 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
@@ -222,8 +234,8 @@ def test_two_processes_encode_as_one(runs):
     np.testing.assert_allclose(stored[1][:], stored[0][:], rtol=0, atol=1e-6)
     assert stored[1].ids == stored[0].ids
     # The shares that passed through files there are gone.
-    files = [sorted(path.name for path in (run / "encoded").iterdir()) for run in (one, two)]
-    assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "run.trec"]
+    files = [sorted(path.name for path in (run / output).iterdir()) for run in (one, two)]
+    assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "report.html", "run.trec"]
 
 
 def test_two_processes_mine_and_score_as_one(runs):
@@ -245,6 +257,15 @@ def test_two_processes_mine_and_score_as_one(runs):
     assert [path.name for path in two.glob(".*")] == []
 
 
+def test_two_processes_measure_datasets_as_one(runs):
+    one, two, _ = runs
+    (here, there) = (json.loads((run / "beir" / "animals" / "metrics.json").read_text()) for run in (one, two))
+    assert there["metrics"] == here["metrics"]
+    summaries = [json.loads((run / "beir" / "beir.json").read_text()) for run in (one, two)]
+    assert summaries[0] == summaries[1]
+    assert summaries[0]["mean"] == {measure: here["metrics"][measure] for measure in ("nDCG@10", "Recall@100")}
+
+
 def test_only_the_first_process_speaks(runs):
     (printed, said), (printed_by_second, said_by_second) = runs[2]
     for part in (
@@ -253,6 +274,7 @@ def test_only_the_first_process_speaks(runs):
         "pretrain: finished",
         "finetune: finished",
         "run and scores",
+        "animals: measured already in the same way",
     ):
         assert part in said
     assert "MRR@10" in printed

@@ -25,7 +25,7 @@ from configs import (
 )
 from eval import mine
 from eval import msmarco as measured
-from retromae_jax import hosts
+from retromae_jax import hosts, tracking
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.retrieval import load_collection, load_passages
@@ -185,9 +185,13 @@ def test_every_pretraining_resumes_exports_and_continues(recipe, tmp_path):
 
     # Resumed, it equals the run that never stopped.
     shutil.rmtree(run / "checkpoints" / "2")
+    if recipe == "masked_lm":  # and measuring on the way changes nothing
+        config.update(probe_collection="build/demo/collection", probe_every=2, probe_passages=200)
     pretrain(config)
     assert_same(parameters_of(run, step=2), expected)
-    assert metrics_of(run) == log
+    probed = [line for line in metrics_of(run) if "probe/nDCG@10" in line]
+    assert [line["step"] for line in probed] == ([2] if recipe == "masked_lm" else [])
+    assert [line for line in metrics_of(run) if line not in probed] == log
 
     # Pretraining that starts from its export has all of it, decoder and heads included.
     export(str(run), exported)
@@ -213,7 +217,7 @@ def test_pretraining_logs_what_the_user_looks_for(pretrained):
     assert list((pretrained / "tensorboard").iterdir())
 
 
-def test_settings_that_make_no_sense_are_refused(tmp_path):
+def test_settings_that_make_no_sense_are_refused(tmp_path, monkeypatch):
     changes = {"batch_size": 0, "log_every": 0, "encoder_mask_probability": 1.5, "data": "nowhere"}
     with pytest.raises(InputError) as error:
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), **changes))
@@ -221,6 +225,16 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
         assert problem in str(error.value)
     with pytest.raises(InputError, match="checkpoint_every 4 is not a multiple of log_every 3"):
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), checkpoint_every=4))
+    monkeypatch.setattr(tracking, "missing", sorted)
+    changes = {"trackers": ("comet", "wandb"), "probe_collection": "nowhere", "probe_passages": 5}
+    with pytest.raises(InputError) as error:
+        pretrain(tiny("wiki", workdir=str(tmp_path / "never"), **changes))
+    for problem in (
+        "trackers 'comet' is unknown; known are wandb, mlflow",
+        "trackers wandb: the package is not installed; pip install wandb",
+        "probe_collection 'nowhere' is not there; probe_passages 5 is less than 100",
+    ):
+        assert problem in str(error.value)
     config = tiny("wiki", workdir=str(tmp_path / "never"))
     config.model.hiden_size = 64
     with pytest.raises(InputError, match="no size 'hiden_size'; did you mean 'hidden_size'"):
