@@ -104,7 +104,7 @@ class Encoder:
 
         self._embed = jax.jit(embed)
 
-    def _parameters(self) -> parameters.Parameters:
+    def _parameters(self) -> parameters.Arrays:
         """Those of the model's `TextEncoder`, in host memory."""
         _, shapes = parameters.structure(lambda rngs: TextEncoder(self.config, self.settings, Computation(), rngs))
         weights, report = self.source.parameters(shapes)

@@ -143,7 +143,8 @@ def _draw(
     relevant: list[np.ndarray], passages: int, config: ConfigDict, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of queries, in random order, whose relevant passages make up half of all at most; and of passages."""
-    queries, wanted = [], set()
+    queries: list[int] = []
+    wanted: set[int] = set()
     for query in generator.permutation(len(relevant)):
         if len(queries) == MOST_QUERIES:
             break

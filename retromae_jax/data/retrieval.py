@@ -278,15 +278,16 @@ def load_queries(directory_or_file: str | Path) -> Passages:
         InputError: if the file is missing or a line of it is broken, or an id stands twice.
     """
     path = Path(directory_or_file)
-    if path.is_dir():
-        path = _find(path, BEIR_QUERIES)
-        if path is None:
-            names = sorted(path.name for path in Path(directory_or_file).glob("*queries*"))
-            raise InputError(
-                f"{directory_or_file}: no {BEIR_QUERIES} there; name the file of the queries"
-                + (f", one of {', '.join(names[:20])}" if names else "")
-            )
-    return load_passages(path)
+    if not path.is_dir():
+        return load_passages(path)
+    queries = _find(path, BEIR_QUERIES)
+    if queries is None:
+        names = sorted(path.name for path in path.glob("*queries*"))
+        raise InputError(
+            f"{path}: no {BEIR_QUERIES} there; name the file of the queries"
+            + (f", one of {', '.join(names[:20])}" if names else "")
+        )
+    return load_passages(queries)
 
 
 # Hard negatives.
