@@ -1,4 +1,5 @@
-"""This project's systems: the parts of `train.pretrain`, fed from token blocks as there, of `train.finetune` and `eval.encode`."""
+"""This project's systems: the parts of `train.pretrain`, fed from token blocks as there, of `train.finetune`, and of
+`eval.encode`."""
 
 import abc
 import dataclasses

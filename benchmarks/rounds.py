@@ -31,10 +31,10 @@ def compare(task: Task, systems: Sequence[str], rounds: int) -> list[dict]:
         rounds: the task's steps are divided into so many equal rounds.
 
     Returns:
-        For each system its name, `system`; of each round `seconds`, `processor_seconds`, `tokens_per_second`, mean `loss` and
-        `cores_elsewhere`, those that other processes took; of each step its loss, `losses`; `peak_megabytes`; and how
-        many texts a second of one core's time makes batches of, `collated_per_core_second`, and tokenizes beforehand,
-        `tokenized_per_core_second` (None if batches include it).
+        For each system its name, `system`; of each round `seconds`, `processor_seconds`, `tokens_per_second`, mean
+        `loss` and `cores_elsewhere`, those that other processes took; of each step its loss, `losses`;
+        `peak_megabytes`; and how many texts a second of one core's time makes batches of, `collated_per_core_second`,
+        and tokenizes beforehand, `tokenized_per_core_second` (None if batches include it).
 
     Raises:
         InputError: if a system's process fails.

@@ -20,7 +20,7 @@ published it with titles. train_negatives.tsv has BM25's negatives, MS MARCO's o
 or what `eval.mine --bm25` finds, or `eval.mine --run` in the run of a search engine. Published for RetroMAE pretrained
 on MS MARCO and mined negatives, on passages with titles: MRR@10 .393, Recall@1000 .985; for RetroMAE pretrained on
 English Wikipedia and BookCorpus: .382 and .981. The original's batch is 16 queries on each of 8 GPUs; between title and
-text it has [SEP], here a space.
+text it has [SEP] (`--config.title_separator '[SEP]'`), here a space.
 """
 
 from ml_collections import ConfigDict
