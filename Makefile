@@ -63,13 +63,13 @@ demo: demo-data
 	$(EVALUATE) --model build/demo/checkpoint --output runs/demo/eval/checkpoint
 	$(EVALUATE) --model runs/demo/finetuned_only --output runs/demo/eval/finetuned_only
 	$(EVALUATE) --model exported/demo --output runs/demo/eval/finetuned
-	$(RUN) -m eval.report --output runs/demo/report \
+	$(RUN) -m eval.compare --output runs/demo/report \
 		--evaluation 'BM25=runs/demo/eval/bm25' \
 		--evaluation 'checkpoint as it came=runs/demo/eval/checkpoint' \
 		--evaluation 'fine-tuned without pretraining=runs/demo/eval/finetuned_only' \
 		--evaluation 'pretrained, then fine-tuned=runs/demo/eval/finetuned' \
-		--run 'pretraining=runs/demo/pretrained' \
-		--run 'fine-tuning=runs/demo/finetuned'
+		--training 'pretraining=runs/demo/pretrained' \
+		--training 'fine-tuning=runs/demo/finetuned'
 
 # Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
 # on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning with what was mined; a cross-encoder; its
@@ -103,7 +103,7 @@ stages: demo-data
 	$(STAGES_EVALUATE) --model $(STAGES)/mined_negatives --output $(STAGES)/eval/mined_negatives
 	$(STAGES_EVALUATE) --model $(STAGES)/distilled --output $(STAGES)/eval/distilled
 	$(STAGES_SCORE) --split test --run $(STAGES)/eval/distilled/run.trec --depth 20 --output $(STAGES)/eval/reranked
-	$(RUN) -m eval.report --output $(STAGES)/report \
+	$(RUN) -m eval.compare --output $(STAGES)/report \
 		--evaluation 'BM25=$(STAGES)/eval/bm25' \
 		--evaluation 'checkpoint as it came=$(STAGES)/eval/checkpoint' \
 		--evaluation 'fine-tuned with BM25 negatives=$(STAGES)/eval/not_pretrained' \
@@ -111,10 +111,10 @@ stages: demo-data
 		--evaluation 'pretrained, then fine-tuned with mined negatives=$(STAGES)/eval/mined_negatives' \
 		--evaluation 'pretrained, then distilled from the cross-encoder=$(STAGES)/eval/distilled' \
 		--evaluation 'its first 20, reranked by the cross-encoder=$(STAGES)/eval/reranked' \
-		--run 'pretraining=$(STAGES)/pretrained' \
-		--run 'fine-tuning with mined negatives=$(STAGES)/mined_negatives' \
-		--run 'cross-encoder=$(STAGES)/reranker' \
-		--run 'distillation=$(STAGES)/distilled'
+		--training 'pretraining=$(STAGES)/pretrained' \
+		--training 'fine-tuning with mined negatives=$(STAGES)/mined_negatives' \
+		--training 'cross-encoder=$(STAGES)/reranker' \
+		--training 'distillation=$(STAGES)/distilled'
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
@@ -150,6 +150,7 @@ benchmark: $(VENV)/installed-dev
 	$(RUN) -m pip install --quiet --no-deps pretense==0.1.1
 	$(RUN) -m benchmarks.pretrain --data $(DATA)
 	$(RUN) -m benchmarks.finetune --data $(DATA)
+	$(RUN) -m benchmarks.search
 
 # What is in build/scaling already is not compiled again.
 scaling: $(VENV)/installed-dev

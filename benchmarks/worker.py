@@ -191,7 +191,7 @@ def train(system: System, steps: Sequence[int]) -> dict[str, Any]:
         `seconds`, and `processor_seconds` of all its threads; `tokens` that are not padding; `losses` of the steps; the
         process's `peak_megabytes` so far; and the `cores_elsewhere` that other processes took on average.
     """
-    started, own, all_processes = time.perf_counter(), time.process_time(), _processor_seconds()
+    started, own, all_processes = time.perf_counter(), time.process_time(), processor_seconds()
     tokens, losses = 0, []
     for step in steps:
         batch, count = system.collate(step)
@@ -199,7 +199,7 @@ def train(system: System, steps: Sequence[int]) -> dict[str, Any]:
         tokens += count
     losses = list(map(float, losses))
     seconds, of_processor = time.perf_counter() - started, time.process_time() - own
-    elsewhere = _processor_seconds() - all_processes - of_processor
+    elsewhere = processor_seconds() - all_processes - of_processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
     return {
@@ -212,7 +212,7 @@ def train(system: System, steps: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
     """What all processes of the machine have used; on other systems than Linux only this one's."""
     if not Path("/proc/stat").exists():
         return time.process_time()

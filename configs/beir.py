@@ -2,20 +2,18 @@ r"""Fine-tuning on MS MARCO passages for retrieval elsewhere: BEIR's collections
 
     python -m train.finetune --config configs/beir.py --config.init runs/wiki
     python -m train.export   --from runs/beir --to exported/beir
-    for name in nfcorpus scifact fiqa arguana; do
-        python -m eval.msmarco --model exported/beir --collection data/$name --split test \
-            --titles --query-max-length 512 --passage-max-length 512
-    done
+    python -m eval.beir      --model exported/beir --data data/beir --query-max-length 512 --passage-max-length 512
 
-configs/wiki.py makes the model that it starts from. BEIR's collections are read as they come (the split of its MS MARCO
-is `dev`; CQADupStack's score is the mean of its twelve). `data/msmarco` is as in configs/msmarco.py, but the passages
-are read without titles, as the published run read them. beir_negatives.tsv is what the original code's download_neg.py
-makes of msmarco-hard-negatives.jsonl, BEIR's own: for each query, from each of the systems there, the first 5 passages
-that their cross-encoder scores at least 3 below the worst relevant passage.
+configs/wiki.py makes the model that it starts from. docs/evaluation.md says how BEIR's datasets come into `data/beir`.
+`data/msmarco` is as in configs/msmarco.py, but the passages are read without titles, as the published run read them.
+beir_negatives.tsv is what the original code's download_neg.py makes of msmarco-hard-negatives.jsonl, BEIR's own: for
+each query, from each of the systems there, the first 5 passages that their cross-encoder scores at least 3 below the
+worst relevant passage.
 
 Published: nDCG@10 .452, the mean of 18 collections, for RetroMAE pretrained on English Wikipedia and BookCorpus; BERT
 .371, Condenser .407. 10 epochs at 1e-5 with one hard negative; the original's batch is 128 queries on each of 8 GPUs.
-Its documents are cut at 512 tokens, and it puts a title before its text with a space between; queries and passages that it is trained on are shorter and have none.
+Its documents are cut at 512 tokens, and it puts a title before its text with a space between, as `eval.beir` does;
+queries and passages that it is trained on are shorter and have none.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """What every evaluation does alike: its arguments, and scoring, keeping and showing what a search found."""
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,33 +9,43 @@ from pathlib import Path
 
 import numpy as np
 
+from eval import page
 from retromae_jax.data.batches import BATCH_SIZES
 from retromae_jax.data.retrieval import Collection, load_collection
 from retromae_jax.errors import InputError
 from retromae_jax.logging import say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores, score
-from retromae_jax.retrieval.runs import make_run, write_lines, write_run
+from retromae_jax.retrieval.runs import Run, make_run, write_lines, write_run
+from retromae_jax.retrieval.significance import Interval, differences, intervals
 
 MEASURES_SHOWN = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10", "MAP")
+INTERVALS = "means over the queries ± half the width of their 95 % confidence intervals (bootstrap)"
 
 
 def argument_parser(command: str) -> argparse.ArgumentParser:
-    """The arguments that all evaluations have.
+    """The arguments of an evaluation that searches.
 
     Args:
         command: `__doc__` of the command's module; its text is the help.
     """
     parser = argparse.ArgumentParser(description=command, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_collection_arguments(parser, "dev")
+    add_titles_argument(parser)
+    add_output_arguments(parser)
+    return parser
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of every evaluation that say what is written."""
     parser.add_argument(
         "--output",
         type=Path,
-        help="directory for run.trec, metrics.json and per_query.jsonl (default: runs/eval/COLLECTION-SPLIT/SYSTEM)",
+        help="directory for run.trec, metrics.json, per_query.jsonl and report.html (default: "
+        "runs/eval/COLLECTION-SPLIT/SYSTEM)",
     )
     parser.add_argument(
         "--depth", type=positive, default=1000, help="passages to rank for each query (default: %(default)s)"
     )
-    return parser
 
 
 def add_collection_arguments(parser: argparse.ArgumentParser, split: str) -> None:
@@ -42,12 +53,16 @@ def add_collection_arguments(parser: argparse.ArgumentParser, split: str) -> Non
     parser.add_argument(
         "--collection", type=Path, required=True, help="BEIR directory, or directory with MS MARCO's own files"
     )
+    add_split_argument(parser, split)
+
+
+def add_split_argument(parser: argparse.ArgumentParser, split: str) -> None:
+    """Adds the argument that says which queries and judgements are taken; `split` is its default."""
     parser.add_argument(
         "--split",
         default=split,
         help="which qrels: train, dev, test, ...; dl19 and dl20 are TREC's Deep Learning tracks (default: %(default)s)",
     )
-    add_titles_argument(parser)
 
 
 def add_titles_argument(parser: argparse.ArgumentParser) -> None:
@@ -94,27 +109,35 @@ def positive(argument: str) -> int:
     return number
 
 
-def open_evaluation(arguments: argparse.Namespace, system: str) -> tuple[Collection, Path]:
+def open_evaluation(arguments: argparse.Namespace, system: str, keep_unknown: bool = False) -> tuple[Collection, Path]:
     """Reads the collection and makes the output directory, so that mistakes show before the work.
 
     Args:
         arguments: of `argument_parser`.
         system: name of what is evaluated.
+        keep_unknown: as of `load_collection`.
 
     Raises:
         InputError: if the collection cannot be read, or the output not written.
     """
-    collection = load_collection(arguments.collection, arguments.split)
-    output = arguments.output
+    collection = load_collection(arguments.collection, arguments.split, keep_unknown)
+    return collection, open_output(arguments.output, collection, system)
+
+
+def open_output(output: Path | None, collection: Collection, system: str) -> Path:
+    """Makes the output directory, or the one that an evaluation of `system` has by default.
+
+    Raises:
+        InputError: if it cannot be written to.
+    """
     if output is None:
-        name = arguments.collection.resolve().name
-        output = Path("runs", "eval", f"{name}-{arguments.split}", system)
+        output = Path("runs", "eval", f"{collection.directory.resolve().name}-{collection.split}", system)
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise InputError(f"{output}: cannot be written to: {error.strerror}; choose another --output") from error
-    return collection, output
+    return output
 
 
 def measures_of(depth: int) -> list[str]:
@@ -130,58 +153,111 @@ def report(
     titles: bool,
     settings: Mapping[str, object],
     seconds: Mapping[str, float],
-    before: Mapping[str, float] | None = None,
+    before: Scores | None = None,
 ) -> Scores:
-    """Scores what a search found, writes run and scores, and prints a table.
+    """Reports what a search found, as `report_run` does.
+
+    Args:
+        found: scores [Q, k] and passage indices [Q, k] for the collection's queries.
+        collection, output, system, titles, settings, seconds, before: see there.
+    """
+    scores, indices = found
+    run = make_run(list(collection.queries), collection.passages.ids, scores, indices)
+    return report_run(collection, run, indices.shape[1], output, system, titles, settings, seconds, before)
+
+
+def report_run(
+    collection: Collection,
+    run: Run,
+    depth: int,
+    output: Path,
+    system: str,
+    titles: bool | None,
+    settings: Mapping[str, object],
+    seconds: Mapping[str, float],
+    before: Scores | None = None,
+) -> Scores:
+    """Scores a run, prints a table, and writes run, scores and a page to read.
 
     Args:
         collection: what was searched.
-        found: scores [Q, k] and passage indices [Q, k] for the collection's queries.
-        output: directory of `run.trec`, `metrics.json` and `per_query.jsonl`.
+        run: what was found for the collection's queries.
+        depth: how many passages were looked for.
+        output: directory of `run.trec`, `metrics.json`, `per_query.jsonl` and `report.html`.
         system: name of what is evaluated.
-        titles: whether titles were to be put before texts.
+        titles: whether titles were to be put before texts; None where nobody knows.
         settings: what else decides the scores, for `metrics.json`.
         seconds: how long each step took.
-        before: scores of the ranking that was reranked, by measure; shown above, and what was gained below.
+        before: scores of the ranking that was reranked; shown above, and what was gained below.
     """
-    passage_scores, indices = found
-    depth = indices.shape[1]
-    run = make_run(list(collection.queries), collection.passages.ids, passage_scores, indices)
-    scores = score(run, collection.qrels, measures_of(depth), collection.relevance_level)
+    measures = measures_of(depth)
+    plotted = score(run, collection.qrels, [*measures, *page.MEASURES], collection.relevance_level)
+    scores = plotted.only(measures)
+    passages = collection.passages
     description = {
         "system": system,
         "collection": str(collection.directory),
         "split": collection.split,
-        "passages_file": collection.passages.path.name,
-        "titles": titles and collection.passages.is_titled,
-        "passages": len(collection.passages),
+        "passages_file": passages and passages.path.name,
+        "titles": passages and titles and passages.is_titled,
+        "passages": passages and len(passages),
         "queries": len(collection.queries),
         "relevance_level": collection.relevance_level,
         "depth": depth,
         "metrics": scores.means,
+        "intervals": intervals(scores),
         "settings": dict(settings),
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
     }
+    shown = [measure for measure in MEASURES_SHOWN if measure in measures]
+    rows = [{"system": system, **cells(shown, scores.means, description["intervals"])}]
     if before is not None:
-        description["before"] = dict(before)
-
-    title = (
-        f"{collection.directory.resolve().name}, {collection.split}: {len(collection.queries):,} queries, "
-        f"{len(collection.passages):,} passages of {collection.passages.path.name} "
-        f"{'with' if description['titles'] else 'without'} titles"
-    )
-    shown = {name: scores.means[name] for name in MEASURES_SHOWN if name in scores.means}
-    rows = [{"system": system, **shown}]
-    if before is not None:
-        gained = {name: value - before[name] for name, value in shown.items()}
-        rows = [{"system": "before", **{name: before[name] for name in shown}}, *rows, {"system": "gain", **gained}]
-    print(table(rows, title))
+        gains = differences(before, scores, measures)
+        description["before"] = before.means
+        description["gain"] = {measure: dataclasses.asdict(gain) for measure, gain in gains.items()}
+        gained = {measure: gain.mean for measure, gain in gains.items()}
+        uncertain = {measure: gain.interval for measure, gain in gains.items()}
+        rows = [
+            {"system": "before", **cells(shown, before.means, intervals(before))},
+            *rows,
+            {"system": "gain", **cells(shown, gained, uncertain, sign="+")},
+        ]
+    title = _title(collection, description["titles"])
+    print(table(rows, f"{title}\n{INTERVALS}"))
 
     write_run(output / "run.trec", run, tag="-".join(system.split()))
     write_lines(
         output / "per_query.jsonl",
-        (json.dumps({"query": query, **values}) for query, values in scores.per_query.items()),
+        (
+            json.dumps({"query": query, "text": collection.queries[query], **values})
+            for query, values in scores.per_query.items()
+        ),
     )
     write_lines(output / "metrics.json", [json.dumps(description, indent=2)])
-    say(f"run and scores: {output}")
+    write_lines(output / "report.html", [page.page(title, description, collection, run, plotted)])
+    say(f"run and scores: {output}, with report.html to read")
     return scores
+
+
+def cells(
+    measures: Sequence[str], means: Mapping[str, float], intervals: Mapping[str, Interval], sign: str = ""
+) -> dict[str, str | None]:
+    """Cells of a table for the measures: means and halves of their intervals' widths, or None for lack of one.
+
+    Args:
+        sign: `+` for differences, whose sign is written always.
+    """
+    return {
+        measure: f"{means[measure]:{sign}.4f} ± {(intervals[measure][1] - intervals[measure][0]) / 2:.4f}"
+        if measure in means
+        else None
+        for measure in measures
+    }
+
+
+def _title(collection: Collection, titles: bool | None) -> str:
+    title = f"{collection.directory.resolve().name}, {collection.split}: {len(collection.queries):,} queries"
+    if collection.passages is None:
+        return title
+    title += f", {len(collection.passages):,} passages of {collection.passages.path.name}"
+    return title if titles is None else f"{title} {'with' if titles else 'without'} titles"

@@ -3,7 +3,7 @@
     python -m eval.mine --model exported/msmarco --collection data/msmarco --split train --margin 0.5 \\
         --output data/msmarco/mined_negatives.tsv
 
-The search is an encoder's (--model), BM25's (--bm25) or any that wrote a TREC run (--run). Passages that the split's
+The search is an encoder's (--model), BM25's (--bm25) or any that wrote a run (--run). Passages that the split's
 qrels call relevant are left out. The output's lines are `query-id TAB passage-id,passage-id,...`, the hardest first.
 
 On several hosts, each encodes its share of the passages and searches for its share of the queries; the first writes
@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from eval import retriever
-from eval.measure import add_collection_arguments, passage_indices, positive
+from eval.measure import add_collection_arguments, add_titles_argument, passage_indices, positive
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import Collection, Passages, load_collection
@@ -59,8 +59,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="search with this encoder, or both of untied ones: Hugging Face directory or Hub name, or run directory",
     )
     search.add_argument("--bm25", action="store_true", help="search with BM25")
-    search.add_argument("--run", type=Path, help="read a TREC run, in which lines of a query follow each other")
+    search.add_argument(
+        "--run",
+        type=Path,
+        help="read a run in TREC's or MS MARCO's format, in which lines of a query follow each other",
+    )
     add_collection_arguments(parser, "train")
+    add_titles_argument(parser)
     parser.add_argument("--output", type=Path, required=True, help="file of hard negatives to write")
     parser.add_argument("--from-rank", type=positive, default=2, help="first rank of the window (default: 2)")
     parser.add_argument("--to-rank", type=positive, default=200, help="last rank of the window (default: 200)")

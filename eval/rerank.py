@@ -3,7 +3,7 @@
     python -m eval.rerank --model exported/rerank --collection data/msmarco --split dev --depth 100 \\
         --run runs/eval/msmarco-dev/msmarco/run.trec
 
-scores the best 100 passages of each query in any TREC run. Beside what all evaluations write, the output directory gets
+scores the best 100 passages of each query in any run. Beside what all evaluations write, the output directory gets
 `scores.tsv`, lines `query-id TAB passage-id TAB score`. Both rows of the table are of these passages alone.
 
     python -m eval.rerank --model exported/rerank --collection data/msmarco --split train \\
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model", required=True, help="cross-encoder: Hugging Face directory or Hub name, or run directory"
     )
     pairs = parser.add_mutually_exclusive_group(required=True)
-    pairs.add_argument("--run", type=Path, help="TREC run whose best passages are scored")
+    pairs.add_argument("--run", type=Path, help="run whose best passages are scored, in TREC's or MS MARCO's format")
     pairs.add_argument("--pairs", type=Path, help="file of the passages to score for each query")
     parser.add_argument(
         "--max-length", type=positive, help="tokens of query and passage together (default: the model's own maximum)"
@@ -135,7 +135,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     return report(collection, (scores, indices), output, system, arguments.titles, settings, seconds, before)
 
 
-def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[dict[str, float], list[np.ndarray]]:
+def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[Scores, list[np.ndarray]]:
     """How good a run's best `depth` passages are; and for each query of the collection, their indices."""
     run = read_run(path)
     best = {query: dict(ranking(run.get(query, {}))[:depth]) for query in collection.queries}
@@ -144,7 +144,7 @@ def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[dict[s
         raise InputError(f"{path}: none of its queries is judged in the split {collection.split!r}; take a run of it")
     indices = passage_indices(path, collection, passages)
     before = score(best, collection.qrels, measures_of(depth), collection.relevance_level)
-    return before.means, np.split(indices, np.cumsum([len(found) for found in best.values()])[:-1])
+    return before, np.split(indices, np.cumsum([len(found) for found in best.values()])[:-1])
 
 
 def _of_file(path: Path, collection: Collection) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """What every command that searches with an encoder does alike: its arguments, encoding and searching."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -11,10 +11,12 @@ from eval.measure import add_model_arguments, positive
 from retromae_jax import hosts
 from retromae_jax.data.retrieval import Passages
 from retromae_jax.encoder import BACKENDS, Encoders
+from retromae_jax.errors import InputError
 from retromae_jax.models.pooling import POOLINGS
 from retromae_jax.retrieval.embeddings import Embeddings, describe, encode_to_disk
 from retromae_jax.retrieval.encode import encode_texts
-from retromae_jax.retrieval.search import search
+from retromae_jax.retrieval.search import Method, PassageIndex
+from retromae_jax.retrieval.top_k import Found, TopK
 
 # Arguments that change what the model says of itself; fields of `EncoderSettings`.
 SETTINGS = {
@@ -58,7 +60,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `add_encoder_arguments`, and where embeddings are that need not be made again."""
+    """Adds the arguments of `add_encoder_arguments`, how to search, and where embeddings are that need not be made."""
     add_encoder_arguments(parser)
     parser.add_argument(
         "--embeddings",
@@ -66,6 +68,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the passages' embeddings, as eval.encode made them with this model (default: encode them now)",
     )
+    parser.add_argument(
+        "--search",
+        type=_method,
+        metavar="METHOD",
+        help="device (in JAX, the default on accelerators) or flat (Faiss, the default on CPUs), which are exact; hnsw "
+        "or ivfpq (Faiss), which are approximate and say how good they are. With parameters, as Faiss calls them: "
+        "hnsw:M=32,efConstruction=200,efSearch=256 or ivfpq:nlist=16384,M=192,nprobe=1024. Where faiss-gpu is "
+        "installed, flat and ivfpq use all GPUs, unless gpu=0",
+    )
+
+
+def _method(argument: str) -> Method:
+    try:
+        return Method.parse(argument)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def open_encoders(arguments: argparse.Namespace) -> Encoders:
@@ -91,11 +109,14 @@ class Retriever:
     """
 
     def __init__(self, arguments: argparse.Namespace):
-        self._passages = None if arguments.embeddings is None else Embeddings(arguments.embeddings)
+        self._given = None if arguments.embeddings is None else Embeddings(arguments.embeddings)
         self.encoders = open_encoders(arguments)
         self.batch_size = arguments.batch_size
         own = self.encoders.passage.settings
         self.titles, self.lexical_top_k = own.titles, own.lexical_top_k
+        if self.lexical_top_k and arguments.search is not None:
+            raise InputError("embeddings with a lexical part have a search of their own; leave out --search")
+        self.method = arguments.search or Method.default()
         # What decides what is found, for metrics.json.
         self.settings = {
             "model": arguments.model,
@@ -109,37 +130,62 @@ class Retriever:
             "normalize": own.normalize,
             "dimension": self.encoders.passage.dimension,
             "lexical_top_k": self.lexical_top_k,
+            "search": "lexical" if self.lexical_top_k else str(self.method),
             "batch_size": arguments.batch_size,
             "encoder": arguments.encoder,
             "compute_dtype": arguments.compute_dtype,
         }
+        self._passages: Embeddings | None = None
+        self._index: PassageIndex | None = None
 
     def index(self, passages: Passages, directory: Path) -> None:
         """Encodes, on all hosts, the passages to search, into files in `directory`; or checks those that there are.
 
         Raises:
-            InputError: if there are embeddings, but not of these passages by this model.
+            InputError: if there are embeddings, but not of these passages by this model; or the passages are too few
+                for the method of search.
         """
-        encoder = self.encoders.passage
+        self.method.check(len(passages))
+        encoder, self._passages, self._index = self.encoders.passage, self._given, None
         if self._passages is None:
             encode_to_disk(encoder, passages, "passage", directory / "passages", batch_size=self.batch_size)
             self._passages = Embeddings(directory / "passages")
         self._passages.check(describe(encoder, passages, "passage"))
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes queries on this host and finds their best k passages: scores and indices [Q, k], as of `search`."""
+    def search(self, queries: Sequence[str], k: int) -> Found:
+        """Encodes queries on this host and finds their best k passages, as of `PassageIndex.search`."""
         embeddings = encode_texts(self.encoders.query, queries, "query", self.batch_size)
-        return search(embeddings, self._passages, k, self.lexical_top_k)
+        return self._search(embeddings, k, range(len(self._passages)))
 
-    def search_on_all_hosts(self, queries: Sequence[str], k: int, directory: Path) -> tuple[np.ndarray, np.ndarray]:
-        """As `search`, each host searching for a share of the queries; all hosts get what was found for all queries.
+    def search_on_all_hosts(self, queries: Sequence[str], k: int, directory: Path) -> Found:
+        """As `search`, all hosts together: each encodes a share of the queries and searches a share of the passages.
 
         Args:
             directory: seen by all hosts, for files that they leave each other.
         """
-        scores, indices = (hosts.files(directory, f"{name}.npy") for name in ("scores", "indices"))
-        own, process = hosts.share(len(queries)), jax.process_index()
-        for files, found in zip((scores, indices), self.search(queries[own.start : own.stop], k), strict=True):
-            np.save(files[process], found)
-        hosts.wait_for_all("searched")
-        return tuple(np.concatenate([np.load(file) for file in files]) for files in (scores, indices))
+        own = hosts.share(len(queries))
+        embeddings = encode_texts(self.encoders.query, queries[own.start : own.stop], "query", self.batch_size)
+        embeddings = np.concatenate(list(_of_all_hosts(directory, "queries", embeddings)))
+        found = self._search(embeddings, k, hosts.share(len(self._passages)))
+        # Shares follow each other, as the passages do.
+        best = TopK(len(queries), k)
+        parts = (_of_all_hosts(directory, name, part) for name, part in zip(("scores", "indices"), found, strict=True))
+        for scores, indices in zip(*parts, strict=True):
+            best.add(scores, indices)
+        return best.scores, best.indices
+
+    def _search(self, embeddings: np.ndarray, k: int, share: range) -> Found:
+        if self._index is None:
+            self._index = PassageIndex(self._passages, self.method, self.lexical_top_k, share)
+        found = self._index.search(embeddings, k)
+        if self._index.recall is not None:
+            self.settings["search_recall"] = self._index.recall
+        return found
+
+
+def _of_all_hosts(directory: Path, name: str, part: np.ndarray) -> Iterator[np.ndarray]:
+    """Each host's part of something, one after the other."""
+    files = hosts.files(directory, f"{name}.npy")
+    np.save(files[jax.process_index()], part)
+    hosts.wait_for_all(name)
+    return map(np.load, files)

@@ -6,6 +6,7 @@ logs stay readable. Either way it shows the rate and the time left.
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -105,6 +106,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def _is_terminal() -> bool:
+    """Whether a bar can be shown: on terminals that do not know their width, as in some containers, it cannot."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+
+
 class Progress:
     """Progress of a task of `total` units (None when unknown): a bar on a terminal, plain lines elsewhere.
 
@@ -122,7 +128,7 @@ class Progress:
         self.first: tuple[float, int] | None = None
         self.note = ""
         self.bar = None
-        if sys.stderr.isatty() and not _silent and not self.is_within:
+        if _is_terminal() and not _silent and not self.is_within:
             self.bar = tqdm(
                 desc=task,
                 total=total,

@@ -1,6 +1,13 @@
+import fcntl
 import json
 import math
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 
 import pytest
 
@@ -123,3 +130,26 @@ def test_a_full_disk_does_not_end_what_is_logged(small_disk, capsys):
     with log_file(small_disk / "log.txt"), fill(small_disk):
         say("no room")
     assert capsys.readouterr().err == "no room\n"
+
+
+TERMINAL = """
+from retromae_jax.logging import Progress, say
+with Progress("work", 30, "steps") as outer:
+    outer.update(10, "loss 2.5")
+    with Progress("inner", 3, "things") as inner:
+        inner.update(3)
+    say("an event")
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 0])
+def test_a_terminal_has_a_bar_if_it_knows_its_width(columns):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    subprocess.run([sys.executable, "-c", TERMINAL], stderr=theirs, check=True)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours), os.close(theirs)
+    # A task within another has no bar, and no line unless it takes long.
+    assert "an event" in shown and "inner" not in shown
+    assert ("| 10/30 [" in shown and "loss 2.5" in shown) == (columns > 0)
+    assert ("work: 10 steps in 0 s" in shown) == (columns == 0)

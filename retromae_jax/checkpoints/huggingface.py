@@ -193,7 +193,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
         InputError: if there are no safetensors weights, or a file is broken.
     """
     tensors = {}
-    for file in _weights_files(directory):
+    for file in weights_files(directory):
         with _opened(file) as opened:
             for name in opened.keys():  # noqa: SIM118, it is no dictionary
                 tensors[name] = np.asarray(opened.get_tensor(name), np.float32)
@@ -203,7 +203,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
 def tensor_names(directory: Path) -> list[str]:
     """Names of a directory's tensors, which are not read; errors as of `read_tensors`."""
     names = []
-    for file in _weights_files(directory):
+    for file in weights_files(directory):
         with _opened(file) as opened:
             names += opened.keys()
     return names
@@ -219,7 +219,12 @@ def _opened(file: Path) -> Iterator[safe_open]:
         raise InputError(f"{file}: cannot be read as safetensors ({error}); fetch or export it again") from error
 
 
-def _weights_files(directory: Path) -> list[Path]:
+def weights_files(directory: Path) -> list[Path]:
+    """The files of a directory's tensors.
+
+    Raises:
+        InputError: if there are none, or pickled ones only; the message says how to convert these.
+    """
     index = directory / "model.safetensors.index.json"
     if (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]
@@ -229,17 +234,30 @@ def _weights_files(directory: Path) -> list[Path]:
             raise InputError(f"{index}: no weight_map from tensors to files; fetch or export it again")
         # Only files of this directory, whatever the map says.
         files = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
-    elif pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pkl")]):
+    elif pickled := _pickled(directory):
         raise InputError(
-            f"{pickled[0]}: pickled weights are not read, because unpickling runs code from the file; convert them "
-            f'where you trust them: python -c "from transformers import AutoModelForMaskedLM as M; '
-            f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\""
+            f"{pickled[0]}: pickled weights are not read, because unpickling can run code from the file; this converts "
+            "them without running any, and needs PyTorch: python -c "
+            f'"import torch; from safetensors.torch import save_file; save_file({{k: v.contiguous().clone() '
+            f"for f in {[str(file) for file in pickled]} for k, v in torch.load(f, 'cpu', weights_only=True).items()}}"
+            f", '{directory / 'model.safetensors'}', {{'format': 'pt'}})\""
         )
     else:
-        raise InputError(f"{directory}: no model.safetensors; this is not a Hugging Face model directory")
+        raise InputError(
+            f"{directory}: no model.safetensors; this is not a Hugging Face model directory, or its weights are "
+            "pickled (pytorch_model.bin), which are not fetched from the Hub: if so, `hf download MODEL --local-dir "
+            "DIR` and name DIR, and you are told how to convert them"
+        )
     if (directory / "objective.safetensors").is_file():
         files.append(directory / "objective.safetensors")
     return files
+
+
+def _pickled(directory: Path) -> list[Path]:
+    """Files of pickled weights; others than Hugging Face's may be anything."""
+    return sorted(directory.glob("pytorch_model*.bin")) or sorted(
+        file for suffix in ("bin", "pt", "pkl") for file in directory.glob(f"*.{suffix}")
+    )
 
 
 def save_encoder(

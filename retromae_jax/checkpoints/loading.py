@@ -104,7 +104,7 @@ def open_model(name_or_directory: str) -> Source:
     """Finds a model and reads everything but its weights.
 
     Raises:
-        InputError: if there is none, or it is of no known model type.
+        InputError: if there is none, or it is of no known model type, or its weights are missing or pickled.
     """
     directory = resolve(name_or_directory)
     if run := train_state.run_of(directory):
@@ -120,6 +120,8 @@ def open_model(name_or_directory: str) -> Source:
     if not (directory / "config.json").is_file() and all((directory / kind).is_dir() for kind in KINDS):
         return _open_untied(directory)
     transformer, config, settings, modules = sentence_transformers.read(directory)
+    for path in (transformer, *modules):
+        huggingface.weights_files(path)  # missing or pickled ones show before data are read
     return Source(transformer, config, transformer, settings, modules)
 
 

@@ -1,5 +1,6 @@
 """Relevance judgements (qrels), of BEIR's and of TREC's kind."""
 
+import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,9 @@ def _is_integer(field: str) -> bool:
 
 
 def _judgement_of_beir(line: str) -> tuple[str, str, int]:
+    if '"' in line:
+        # BEIR writes and reads these files as csv, in which an id with quotes is quoted.
+        line = "\t".join(next(csv.reader([line], delimiter="\t")))
     query, passage, grade = columns(line, ("query-id", "corpus-id", "score"))
     return query, passage, _grade(grade)
 

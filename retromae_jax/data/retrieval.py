@@ -24,7 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retromae_jax.data.lines import BadLineError, Lines, check_unique, checked_id, columns, encodable, json_object
+from retromae_jax.data.lines import (
+    BadLineError,
+    Lines,
+    check_unique,
+    checked_id,
+    columns,
+    counted,
+    encodable,
+    json_object,
+)
 from retromae_jax.data.qrels import Qrels, read_judgements
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, say
@@ -66,7 +75,7 @@ class IdentifiedTexts(Protocol):
         """Where the texts with these ids stand, int64; -1 for an unknown id."""
 
 
-AnyPassages = TypeVar("AnyPassages", bound=IdentifiedTexts)
+AnyPassages = TypeVar("AnyPassages", bound=IdentifiedTexts | None)
 AnyText = TypeVar("AnyText")
 
 
@@ -77,7 +86,7 @@ class Collection(Generic[AnyPassages, AnyText]):
     Attributes:
         directory: where it was read.
         split: name of the split.
-        passages: all passages.
+        passages: all passages; None where a qrels file alone was read (`load_qrels`).
         queries: id -> text, or token ids, of the queries that the split judges, in the order of their file.
         qrels: query id -> {passage id: grade}.
         relevance_level: smallest grade that counts as relevant where a measure knows relevant and not relevant only:
@@ -98,23 +107,37 @@ class Collection(Generic[AnyPassages, AnyText]):
             for query in self.queries
         ]
         indices = self.passages.indices([passage for passages in relevant for passage in passages])
-        return np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
+        found = np.split(indices, np.cumsum([len(passages) for passages in relevant])[:-1])
+        return [passages[passages >= 0] for passages in found]
 
 
-def load_collection(directory: str | Path, split: str) -> "Collection[Passages, str]":
+def load_collection(directory: str | Path, split: str, keep_unknown: bool = False) -> "Collection[Passages, str]":
     """Reads a collection in either layout and checks that passages, queries and qrels belong together.
+
+    Args:
+        directory: the collection's.
+        split: name of the qrels.
+        keep_unknown: keep judgements of passages that are not there, and say how many there are. Some published qrels
+            have a few, and scores are to count them as trec_eval does, as passages that no search finds.
 
     Raises:
         InputError: if a file is missing, a line is broken, an id stands twice, a query is empty, or the qrels name an
-            unknown query or passage.
+            unknown query or passage (with `keep_unknown`, nothing but unknown passages).
     """
     directory = Path(directory)
-    files = _locate(directory, split)
+    files = locate(directory, split)
     judgements = read_judgements(files.qrels, has_header=files.is_beir)
     queries = _read_queries(files.queries, is_json=files.is_beir)
     judgements.check_known("query", [query in queries for query in judgements.queries], files.queries)
     passages = load_passages(directory)
-    judgements.check_known("passage", passages.indices(judgements.passages) >= 0, passages.path)
+    is_known = passages.indices(judgements.passages) >= 0
+    if not keep_unknown or not is_known.any():
+        judgements.check_known("passage", is_known, passages.path)
+    elif not is_known.all():
+        say(
+            f"{files.qrels}: {counted(np.count_nonzero(~is_known), 'line')} of {len(is_known):,} have a passage that "
+            f"{passages.path.name} lacks; it counts as one that is not found"
+        )
     qrels = judgements.qrels()
     return Collection(
         directory=directory,
@@ -124,6 +147,20 @@ def load_collection(directory: str | Path, split: str) -> "Collection[Passages, 
         qrels=qrels,
         relevance_level=files.relevance_level,
     )
+
+
+def load_qrels(path: Path) -> "Collection[None, str]":
+    """Reads judgements alone, BEIR's or TREC's, to score runs where the collection is not.
+
+    Returns:
+        A collection without passages: its split is the file's name, and the texts of its queries are their ids.
+
+    Raises:
+        InputError: if the file is missing or a line is broken.
+    """
+    qrels = read_judgements(path, has_header=Lines(path)[0].startswith("query-id\t")).qrels()
+    is_graded = path.name.removesuffix(".gz") in {name for name, _ in TREC_DL.values()}
+    return Collection(path.parent, path.name, None, {query: query for query in qrels}, qrels, 2 if is_graded else 1)
 
 
 # Passages.
@@ -372,25 +409,33 @@ def _interleaved(lists: list[np.ndarray]) -> np.ndarray:
 # Files.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
+class Files(NamedTuple):
+    """Where a collection's parts are, and what they say of its layout and measures."""
+
+    passages: Path
     queries: Path
     qrels: Path
     is_beir: bool
     relevance_level: int = 1
 
 
-def _locate(directory: Path, split: str) -> _Files:
+def locate(directory: Path, split: str) -> Files:
+    """Finds a collection's files without reading them.
+
+    Raises:
+        InputError: if one is missing.
+    """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; name one with a collection in BEIR's or MS MARCO's layout")
-    if _is_json(_passages_file(directory)):
+    passages = _passages_file(directory)
+    if _is_json(passages):
         queries = _find(directory, BEIR_QUERIES)
         if queries is None:
             raise _missing(directory, "queries", (BEIR_QUERIES,))
         qrels = _find(directory / "qrels", f"{split}.tsv")
         if qrels is None:
             raise _missing(directory / "qrels", f"qrels of a split {split!r}", (f"{split}.tsv",))
-        return _Files(queries, qrels, is_beir=True)
+        return Files(passages, queries, qrels, is_beir=True)
     if split in TREC_DL:
         qrels_name, queries_name = TREC_DL[split]
         choices: dict[str, tuple[str, ...]] = {qrels_name: (queries_name,)}
@@ -403,7 +448,7 @@ def _locate(directory: Path, split: str) -> _Files:
             queries = _first(directory, queries_names)
             if queries is None:
                 raise _missing(directory, f"queries of the split {split!r}", queries_names)
-            return _Files(queries, qrels, is_beir=False, relevance_level=2 if split in TREC_DL else 1)
+            return Files(passages, queries, qrels, is_beir=False, relevance_level=2 if split in TREC_DL else 1)
     raise _missing(directory, f"qrels of a split {split!r}", tuple(choices))
 
 

@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,26 @@ def encode_to_disk(
         _write(_shard(directory, description, window.start // WINDOW), stored)
     hosts.wait_for_all("embeddings written")
     return sum(_rows(description, number) for number in missing.tolist())
+
+
+def store(
+    directory: Path, description: Mapping[str, Any], ids: pa.LargeStringArray, shards: Iterable[np.ndarray]
+) -> None:
+    """Writes embeddings that were made elsewhere, on one host.
+
+    Args:
+        directory: empty, or not there yet.
+        description: `kind`, `count`, `width`, `dtype` and `texts_per_shard`; and what else `describe` says, if known.
+        ids: of the texts.
+        shards: embeddings of successive `texts_per_shard` texts, float32 [n, D].
+
+    Raises:
+        InputError: if the directory holds something else or has no room, or an embedding cannot be stored.
+    """
+    _begin(directory, description, ids)
+    for number, vectors in enumerate(shards):
+        stored = _stored(vectors, description["dtype"], ids, number * description["texts_per_shard"])
+        _write(_shard(directory, description, number), stored)
 
 
 def missing_shards(directory: Path, description: Mapping[str, Any]) -> list[int]:

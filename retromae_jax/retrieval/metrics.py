@@ -1,19 +1,22 @@
 """Scores of runs, computed by ir-measures under the names that the field uses.
 
-The mean is over all queries of the qrels: a query that the run lacks, or that has no relevant passage, counts 0, and
-a query that the qrels lack is ignored. Ties are broken as `retromae_jax.retrieval.runs` says. The libraries behind
-ir-measures break them differently from one another (trec_eval by descending id, MS MARCO's script by ascending id), so
-they are given ranks in place of scores.
+The mean is over all queries of the qrels (as `trec_eval -c` and MS MARCO's official script take it): a query that the
+run lacks, or that has no relevant passage, counts 0, and a query that the qrels lack is ignored.
 
-nDCG uses grades as gains, as trec_eval and BEIR do.
+Ties are broken as `retromae_jax.retrieval.runs` says, which is trec_eval's way. The libraries behind ir-measures do not
+agree (trec_eval takes the higher id first, the one that cuts reciprocal ranks the lower), so they are given ranks in
+place of scores. MS MARCO's script knows no ties: its files hold ranks.
+
+nDCG uses grades as gains, as trec_eval and BEIR do. The other measures know relevant and not relevant only;
+`relevance_level` is the grade where that begins, `trec_eval -l`.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean
 
 import ir_measures
+import numpy as np
 
 from retromae_jax.data.qrels import Qrels
 from retromae_jax.errors import InputError
@@ -35,6 +38,15 @@ class Scores:
 
     means: dict[str, float]
     per_query: dict[str, dict[str, float]]
+
+    def values(self, measures: Sequence[str]) -> np.ndarray:
+        """The queries' values of M measures, float64 [Q, M]."""
+        return np.array([[values[measure] for measure in measures] for values in self.per_query.values()])
+
+    def only(self, measures: Sequence[str]) -> "Scores":
+        """The scores in these measures alone."""
+        per_query = {query: {name: values[name] for name in measures} for query, values in self.per_query.items()}
+        return Scores({name: self.means[name] for name in measures}, per_query)
 
 
 def score(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES, relevance_level: int = 1) -> Scores:
@@ -71,20 +83,6 @@ def score(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES, relevance_
     ordered = {query: {name: values[name] for name in measures} for query, values in per_query.items()}
     means = {name: fmean(values[name] for values in ordered.values()) for name in measures}
     return Scores(means, ordered)
-
-
-def mean_gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """The mean of what queries gain from one system to another, and half of its 95 % confidence interval.
-
-    The interval is the normal approximation of the paired differences' mean, 1.96 standard errors to each side: queries
-    are many here, and two systems' values of one query go together.
-
-    Args:
-        before, after: a measure's values of the same queries in the same order. One query has no interval (NaN).
-    """
-    gains = [new - old for old, new in zip(before, after, strict=True)]
-    deviation = stdev(gains) if len(gains) > 1 else math.nan
-    return fmean(gains), NormalDist().inv_cdf(0.975) * deviation / len(gains) ** 0.5
 
 
 def _measure(name: str, relevance_level: int) -> ir_measures.Measure:

@@ -3,9 +3,11 @@
 A run maps query ids to {passage id: score}. Its ranking follows from the scores alone, as in trec_eval: higher scores
 first, as 32-bit floats; equal scores by passage id in descending byte order. So a run reads the same here, in a file,
 and in every tool that sorts it anew.
+
+Files are in TREC's format, `query-id Q0 passage-id rank score tag`, where the rank is not used; or in MS MARCO's,
+`query-id TAB passage-id TAB rank`, which is only read: of its ranks, 1 to n without gaps, the negatives become scores.
 """
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,12 @@ from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import progress
 
 Run = dict[str, dict[str, float]]
+
+FORMATS = {
+    3: "3 are expected, `query-id TAB passage-id TAB rank`",
+    6: "6 are expected, `query-id Q0 passage-id rank score tag`",
+}
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def ranking(scores: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -43,98 +51,136 @@ def make_run(query_ids: Sequence[str], passage_ids: pa.Array, scores: np.ndarray
 
 
 def write_run(path: Path, run: Run, tag: str) -> None:
-    """Writes a run in TREC's format, `query-id Q0 passage-id rank score tag`, with the scores' full precision.
+    """Writes a run in TREC's format, with the scores' full precision.
 
     Raises:
         InputError: if an id or the tag has white space in it, which the format cannot hold.
     """
-    _check_field("tag", tag)
-    for query in run:
-        _check_field("query id", query)
-    for passage in {passage for scores in run.values() for passage in scores}:
-        _check_field("passage id", passage)
-    write_lines(
-        path,
-        (
-            f"{query} Q0 {passage} {rank} {np.float32(score)!s} {tag}"
-            for query, scores in progress(run.items(), f"write {path.name}", "queries")
-            for rank, (passage, score) in enumerate(ranking(scores), 1)
-        ),
-    )
+    _check_fields("tag", [tag])
+    _check_fields("query id", list(run))
+    for scores in run.values():
+        _check_fields("passage id", list(scores))
+    write_lines(path, _lines_of(run, tag, path.name))
 
 
-def _check_field(name: str, value: str) -> None:
-    if value.split() != [value]:
+def _check_fields(name: str, values: list[str]) -> None:
+    if " ".join(values).split() != values:
+        value = next(value for value in values if value.split() != [value])
         raise InputError(f"the {name} {shown(value)} is empty or has white space in it, which a TREC run cannot hold")
 
 
+def _lines_of(run: Run, tag: str, name: str) -> Iterator[str]:
+    for query, scores in progress(run.items(), f"write {name}", "queries"):
+        ranked = ranking(scores)
+        # As NumPy writes them: the fewest digits that tell a 32-bit float from all others.
+        written = np.array([score for _, score in ranked], np.float32).astype(str).tolist()
+        for rank, ((passage, _), score) in enumerate(zip(ranked, written, strict=True), 1):
+            yield f"{query} Q0 {passage} {rank} {score} {tag}"
+
+
 def read_run(path: str | Path) -> Run:
-    """Reads a run in TREC's format. Its rank column is not used, as in trec_eval.
+    """Reads a run in TREC's or MS MARCO's format.
 
     Raises:
-        InputError: if the file is missing or empty, a line is broken or a passage stands twice under a query.
+        InputError: if the file is missing or empty, a line is broken, a passage stands twice under a query, or MS
+            MARCO's ranks are not 1, 2, 3, ... for each query.
     """
+    path = Path(path)
     run: Run = {}
-    for where, line in _lines(Path(path)):
-        _add_line(run, line, where)
+    for number, query, passage, score in _entries(path):
+        scores = run.setdefault(query, {})
+        if passage in scores:
+            raise _stands_twice(path, number, query, passage)
+        scores[passage] = score
     if not run:
         raise InputError(f"{path}: the file is empty; make it again")
-    return run
+    return {query: _rounded(scores) for query, scores in run.items()}
 
 
 def iterate_run(path: str | Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Reads a run in TREC's format query by query: ids of queries, and {passage id: score} of each.
+    """Reads a run query by query: ids of queries, and {passage id: score} of each.
 
     Raises:
         InputError: as `read_run`, and if the lines of a query do not follow each other.
     """
-    run: Run = {}
-    finished = set()
-    for where, line in _lines(Path(path)):
-        query = _add_line(run, line, where)
-        if query in finished:
-            raise InputError(f"{where}: lines of query {shown(query)} stand apart; sort the run by query")
-        if len(run) > 1:
-            before = next(iter(run))
-            finished.add(before)
-            yield before, run.pop(before)
-    yield from run.items()
+    path = Path(path)
+    finished: set[str] = set()
+    current, scores = None, {}
+    for number, query, passage, score in _entries(path):
+        if query != current:
+            if current is not None:
+                finished.add(current)
+                yield current, _rounded(scores)
+            if query in finished:
+                raise InputError(f"{path}:{number}: lines of query {shown(query)} stand apart; sort the run by query")
+            current, scores = query, {}
+        if passage in scores:
+            raise _stands_twice(path, number, query, passage)
+        scores[passage] = score
+    if current is not None:
+        yield current, _rounded(scores)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file, and where each stands."""
+def _entries(path: Path) -> Iterator[tuple[int, str, str, float]]:
+    """Number, query, passage and score of each line."""
+    # The first line tells the format.
+    width = 0
+    ranked: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                yield f"{path}:{number}", line
+                try:
+                    fields = line.decode().split()
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; mend the line"
+                    ) from None
+                if not width:
+                    width = 3 if len(fields) == 3 else 6
+                    fields[:1] = [field.removeprefix("\ufeff") for field in fields[:1]]
+                if len(fields) != width:
+                    raise InputError(f"{path}:{number}: {len(fields)} fields where {FORMATS[width]}; mend the line")
+                if width == 6:
+                    query, _, passage, _, field, _ = fields
+                    score = _score(field)
+                    if score is None:
+                        raise InputError(
+                            f"{path}:{number}: the score {shown(field)} is no finite 32-bit number; mend the line"
+                        )
+                else:
+                    query, passage, field = fields
+                    rank = ranked[query] = ranked.get(query, 0) + 1
+                    if field != str(rank):
+                        raise InputError(
+                            f"{path}:{number}: rank {shown(field)} of query {shown(query)} where {rank} is expected; "
+                            "sort each query's lines by rank, from 1 on without gaps"
+                        )
+                    score = -float(rank)
+                yield number, query, passage, score
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; name a TREC run") from error
-
-
-def _add_line(run: Run, line: bytes, where: str) -> str:
-    """Adds what a line says and returns its query."""
-    try:
-        fields = line.decode("utf-8-sig").split()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {error.start + 1} of the line is not UTF-8; mend the line") from None
-    if len(fields) != 6:
         raise InputError(
-            f"{where}: {len(fields)} fields where 6 are expected, `query-id Q0 passage-id rank score tag`; mend the "
-            "line"
-        )
-    query, _, passage, _, score_field, _ = fields
+            f"{path}: cannot be read: {error.strerror}; name a run in TREC's or MS MARCO's format"
+        ) from error
+
+
+def _score(field: str) -> float | None:
+    """The number that a field holds, if it is a finite one of 32 bits, as which scores are compared."""
     try:
-        score = float(score_field)
+        score = float(field)
     except ValueError:
-        score = math.nan
-    # The largest 32-bit float: scores are compared as such.
-    if not abs(score) <= float(np.finfo(np.float32).max):
-        raise InputError(f"{where}: the score {shown(score_field)} is no finite 32-bit number; mend the line")
-    scores = run.setdefault(query, {})
-    if passage in scores:
-        raise InputError(f"{where}: passage {shown(passage)} stands twice under query {shown(query)}; remove one line")
-    scores[passage] = float(np.float32(score))
-    return query
+        return None
+    return score if -LARGEST <= score <= LARGEST else None
+
+
+def _rounded(scores: dict[str, float]) -> dict[str, float]:
+    values = np.fromiter(scores.values(), np.float32, len(scores))
+    return dict(zip(scores, values.tolist(), strict=True))
+
+
+def _stands_twice(path: Path, number: int, query: str, passage: str) -> InputError:
+    return InputError(
+        f"{path}:{number}: passage {shown(passage)} stands twice under query {shown(query)}; remove one line"
+    )
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

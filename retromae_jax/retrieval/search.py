@@ -1,131 +1,189 @@
-"""Exact search over passage embeddings that may be larger than memory."""
+"""Search over the embeddings of passages, which may be larger than memory: the one entry to all methods.
 
-from collections.abc import Callable
+    device                   exact, in JAX on all devices (`device_search`); the default on accelerators
+    flat:gpu                 exact, by Faiss (`faiss_search`), on GPUs where faiss-gpu is installed, unless gpu=0; the
+                             default on CPUs
+    hnsw:M,efConstruction,efSearch    approximate, by Faiss
+    ivfpq:nlist,M,nprobe,gpu          approximate, by Faiss
 
-import faiss
+Exact methods find the same passages, but where scores are equal up to rounding. Of passages with equal scores, those
+that stand first in their file are found: that decides which are in a run. How a run ranks them then is another rule,
+trec_eval's, by passage id (`runs`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
 import numpy as np
-import scipy.sparse
 
 from retromae_jax.errors import InputError
-from retromae_jax.logging import Progress
-from retromae_jax.models import lexical
-from retromae_jax.retrieval.embeddings import Embeddings
+from retromae_jax.logging import say
+from retromae_jax.retrieval import device_search, faiss_search, lexical_search
+from retromae_jax.retrieval.slices import Embeddings, Slices, as_float32, finite
+from retromae_jax.retrieval.top_k import Found, TopK
 
-# Passages are searched slice by slice; a slice takes this much memory as float32.
-SLICE_BYTES = 2**29
-QUERIES_AT_ONCE = 4096
-# With a lexical part, the scores of all passages of a slice are in memory for so many queries.
-LEXICAL_QUERIES_AT_ONCE = 128
+# Methods and their parameters.
+METHODS = {
+    "device": (),
+    "flat": ("gpu",),
+    "hnsw": ("M", "efConstruction", "efSearch"),
+    "ivfpq": ("nlist", "M", "nprobe", "gpu"),
+}
+APPROXIMATE = ("hnsw", "ivfpq")
+
+# Queries that are searched exactly, too, where a method is not.
+SAMPLE = 64
 
 
-def search(
-    query_embeddings: np.ndarray, passage_embeddings: np.ndarray | Embeddings, k: int, lexical_top_k: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the passages with the largest inner products, best first, equal scores by index.
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to search.
 
-    Dense embeddings are searched by Faiss. The vectors as wide as the vocabulary that embeddings with a lexical part
-    stand for are made of a few queries at a time only: passages are compared with them as a sparse matrix.
+    Attributes:
+        name: one of `METHODS`.
+        parameters: of its parameters, those that are not to be chosen by what is searched.
+    """
+
+    name: str
+    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "Method":
+        """The method that is written as `hnsw` or `hnsw:M=32,efSearch=500`.
+
+        Raises:
+            InputError: if there is no such.
+        """
+        name, _, settings = text.partition(":")
+        if name not in METHODS:
+            raise InputError(f"{text!r}: no method of search; there are {', '.join(METHODS)}")
+        parameters = {}
+        for setting in filter(None, settings.split(",")):
+            parameter, _, value = setting.partition("=")
+            if parameter not in METHODS[name]:
+                raise InputError(f"{text!r}: {name} has the parameters {', '.join(METHODS[name]) or '(none)'}")
+            if not value.isdecimal() or (int(value) < 1 and parameter != "gpu"):
+                raise InputError(f"{text!r}: {parameter} is to be a whole number, as in {parameter}=1")
+            parameters[parameter] = int(value)
+        if parameters.get("gpu") and not faiss_search.gpus():
+            raise InputError(f"{text!r}: Faiss has no GPU here; install faiss-gpu-cu12 in place of faiss-cpu, or gpu=0")
+        return cls(name, parameters)
+
+    @classmethod
+    def default(cls) -> "Method":
+        """The exact method that suits the devices."""
+        return cls("flat" if jax.default_backend() == "cpu" else "device")
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether Faiss searches on GPUs."""
+        return "gpu" in METHODS[self.name] and faiss_search.gpus() > 0 and self.parameters.get("gpu") != 0
+
+    def check(self, count: int) -> None:
+        """Raises an InputError if so many passages are too few."""
+        if self.name == "ivfpq":
+            faiss_search.check_enough(count)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{','.join(f'{k}={v}' for k, v in self.parameters.items())}".rstrip(":")
+
+
+class PassageIndex:
+    """Passages to search.
+
+    A method that is not exact searches exactly, too, for some of the first queries, and says how many of the same
+    passages it finds.
 
     Args:
-        query_embeddings: [Q, D].
-        passage_embeddings: [N, D], of any float dtype that holds the numbers of words exactly; maybe memory-mapped: it
-            is read once, in slices.
-        k: how many passages to find for each query.
-        lexical_top_k: words in the lexical part that embeddings end in (see `models.lexical`); 0 for none.
-
-    Returns:
-        Scores, float32 [Q, k], and passage indices, int64 [Q, k]. Where k is larger than N, rows end in score -inf and
-        index -1.
+        passages: embeddings [N, D], of any float dtype that holds the numbers of words exactly; maybe memory-mapped:
+            they are read in slices.
+        method: None takes the default one.
+        lexical_top_k: words in the lexical part that embeddings end in (see `models.lexical`); 0 for none. With one,
+            they are searched exactly, by a method of their own (`lexical_search`).
+        share: successive numbers of the passages that are searched; None takes all.
 
     Raises:
-        InputError: if an embedding has a value that is not finite, or the widths differ.
+        InputError: if the passages are too few for the method, or one's embedding is not finite.
     """
-    count, dimension = passage_embeddings.shape
-    if query_embeddings.shape[1] != dimension:
-        raise InputError(
-            f"queries have embeddings of {query_embeddings.shape[1]} numbers, passages of {dimension}; encode both "
-            "with one model"
-        )
-    queries = _finite(query_embeddings, "query", 0)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    indices = np.full((len(queries), k), -1, np.int64)
-    rows = max(1, SLICE_BYTES // (4 * dimension))
-    queries_at_once = LEXICAL_QUERIES_AT_ONCE if lexical_top_k else QUERIES_AT_ONCE
-    with Progress("search", count, "passages") as progress:
-        for start in range(0, count, rows):
-            passages = _finite(passage_embeddings[start : start + rows], "passage", start)
-            top_k = _lexical_search(passages, lexical_top_k) if lexical_top_k else _dense_search(passages)
-            for first in range(0, len(queries), queries_at_once):
-                some = slice(first, first + queries_at_once)
-                new_scores, new_indices = top_k(queries[some], k)
-                all_scores = np.concatenate([scores[some], new_scores], axis=1)
-                all_indices = np.concatenate([indices[some], new_indices + start], axis=1)
-                # Earlier slices stand first and have lower indices, so a stable sort keeps ties in order of index.
-                best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-                scores[some] = np.take_along_axis(all_scores, best, axis=1)
-                indices[some] = np.take_along_axis(all_indices, best, axis=1)
-            progress.update(len(passages))
-    return scores, indices
 
+    def __init__(
+        self,
+        passages: Embeddings,
+        method: Method | None = None,
+        lexical_top_k: int = 0,
+        share: range | None = None,
+    ):
+        self.passages, self.method, self.lexical_top_k = passages, method or Method.default(), lexical_top_k
+        self.share = range(passages.shape[0]) if share is None else share
+        # How many of the exact search's passages an approximate method has found.
+        self.recall: float | None = None
+        self._index = None
+        self.method.check(len(self.share))
+        if self.method.name in APPROXIMATE:
+            parameters = {name: value for name, value in self.method.parameters.items() if name != "gpu"}
+            slices = self._slices(f"index by {self.method}")
+            self._index = faiss_search.build(self.method.name, slices, parameters, self.method.uses_gpus)
 
-def _finite(embeddings: np.ndarray, what: str, start: int) -> np.ndarray:
-    embeddings = np.ascontiguousarray(embeddings, np.float32)
-    is_finite = np.isfinite(embeddings).all(axis=1)
-    if not is_finite.all():
-        raise InputError(f"the embedding of {what} {start + int(np.argmin(is_finite))} is not finite; encode it again")
-    return embeddings
+    def search(self, queries: np.ndarray, k: int) -> Found:
+        """Finds the passages with the largest inner products, best first, equal scores by index.
 
+        Args:
+            queries: embeddings [Q, D].
+            k: how many passages to find for each query.
 
-# From queries [Q, D] and k to the scores and indices of the best min(k, N) passages, [Q, min(k, N)]. Of passages that
-# tie for the last place, those with the lowest indices.
-TopK = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+        Returns:
+            Scores, float32 [Q, k], and passage indices, int64 [Q, k]. Where there are fewer than k, or an approximate
+            method finds fewer, rows end in score -inf and index -1.
 
+        Raises:
+            InputError: if an embedding has a value that is not finite, or the widths differ; or if Faiss does not find
+                on a GPU what it finds on the CPU.
+        """
+        dimension = self.passages.shape[1]
+        if queries.shape[1] != dimension:
+            raise InputError(
+                f"queries have embeddings of {queries.shape[1]} numbers, passages of {dimension}; encode both with "
+                "one model"
+            )
+        queries = finite(as_float32(queries), "query")
+        found = self._search(queries, k)
+        if (
+            len(queries)
+            and len(self.share)
+            and self.recall is None
+            and (self._index is not None or self.method.uses_gpus)
+        ):
+            self._compare(queries, found)
+        return found
 
-def _dense_search(passages: np.ndarray) -> TopK:
-    def top_k(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        k = min(k, len(passages))
-        # Faiss does not say which of several tied passages it returns: ask for more until the tie is whole.
-        asked = min(k + 1, len(passages))
-        while True:
-            scores, indices = faiss.knn(queries, passages, asked, metric=faiss.METRIC_INNER_PRODUCT)
-            if asked == len(passages) or (scores[:, -1] < scores[:, k - 1]).all():
-                break
-            asked = min(2 * asked, len(passages))
-        tied = (scores[:, 1:] == scores[:, :-1]).any(axis=1)
-        order = np.lexsort((indices[tied], -scores[tied]), axis=1)
-        scores[tied] = np.take_along_axis(scores[tied], order, axis=1)
-        indices[tied] = np.take_along_axis(indices[tied], order, axis=1)
-        return scores[:, :k], indices[:, :k]
+    def _slices(self, task: str) -> Slices:
+        return Slices(self.passages, self.share, task)
 
-    return top_k
+    def _search(self, queries: np.ndarray, k: int) -> Found:
+        if not len(queries) or not len(self.share):
+            nothing = TopK(len(queries), k)
+            return nothing.scores, nothing.indices
+        if self._index is not None:
+            scores, indices = faiss_search.search_index(self._index, queries, k)
+            return scores, np.where(indices < 0, -1, indices + self.share.start)
+        if self.lexical_top_k:
+            return lexical_search.search(queries, self._slices("search"), k, self.lexical_top_k)
+        if self.method.name == "device":
+            return device_search.search(queries, self._slices("search"), k)
+        return faiss_search.search_flat(queries, self._slices("search"), k, self.method.uses_gpus)
 
-
-def _lexical_search(passages: np.ndarray, lexical_top_k: int) -> TopK:
-    dense_passages, passage_scores, passage_words = lexical.unpack(passages, lexical_top_k)
-    # One more word stands for all that no passage has.
-    ends, other = np.arange(len(passages) + 1) * lexical_top_k, 1 + int(passage_words.max(initial=0))
-    # The passages' words as a sparse matrix, the queries' as a dense one with a word's scores behind each other: each
-    # of a passage's words then costs one multiplication of a vector, for all queries.
-    words_NxV = scipy.sparse.csr_array(
-        (passage_scores.ravel(), passage_words.ravel(), ends), shape=(len(passages), other + 1)
-    )
-
-    def top_k(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        k = min(k, len(passages))
-        dense_queries, query_scores, query_words = lexical.unpack(queries, lexical_top_k)
-        words_VxQ = np.zeros((other + 1, len(queries)), np.float32)
-        words_VxQ[np.minimum(query_words, other).T, np.arange(len(queries))] = query_scores.T
-        scores_QxN = dense_queries @ dense_passages.T + (words_NxV @ words_VxQ).T
-        return _best(scores_QxN, k)
-
-    return top_k
-
-
-def _best(scores_QxN: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest scores of each row, and where they are; equal ones by index."""
-    lowest_Q = np.partition(scores_QxN, -k, axis=1)[:, -k]
-    indices = np.empty((len(scores_QxN), k), np.int64)
-    for row, (scores_N, lowest) in enumerate(zip(scores_QxN, lowest_Q, strict=True)):
-        found = np.flatnonzero(scores_N >= lowest)
-        indices[row] = found[np.argsort(-scores_N[found], kind="stable")[:k]]
-    return np.take_along_axis(scores_QxN, indices, axis=1), indices
+    def _compare(self, queries: np.ndarray, found: Found) -> None:
+        """Compares what was found with an exact search on the CPU, on a sample of the queries."""
+        k = found[1].shape[1]
+        sample = np.sort(np.random.default_rng(0).permutation(len(queries))[:SAMPLE])
+        scores, indices = faiss_search.search_flat(queries[sample], self._slices("search a sample exactly"), k)
+        if self._index is None:
+            # Sums of float32 in another order.
+            if not np.allclose(found[0][sample], scores, rtol=1e-4, atol=1e-4):
+                raise InputError("Faiss finds other scores on its GPUs than on the CPU; search with flat:gpu=0 instead")
+            self.recall = 1.0
+            return
+        hits = sum(np.isin(exact, own[own >= 0]).sum() for own, exact in zip(found[1][sample], indices, strict=True))
+        self.recall = float(hits / (indices >= 0).sum())
+        say(f"{self.method}: {self.recall:.2%} of the {k} best passages found, on {len(sample)} queries")

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import logging
-import shutil
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -329,7 +329,8 @@ def test_layouts_of_other_releases_load(stored, model):
         for head in ("cls.predictions", "lm_head")
     }
     half = {name: value.astype(np.float16) for name, value in (tensors | tied).items()}
-    for changed, tolerance in ((renamed, 0), (unprefixed | buffers, 0), (half, 1e-2)):
+    bfloat16 = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
+    for changed, tolerance in ((renamed, 0), (unprefixed | buffers, 0), (half, 1e-2), (bfloat16, 1e-2)):
         save_file(changed, stored / "model.safetensors")
         loaded, report = open_model(str(stored)).parameters(weights)
         expected_fresh = {"head"} if changed.keys() >= buffers.keys() else set()
@@ -363,16 +364,23 @@ def test_roberta_directories_say_what_the_library_wants_to_know(tmp_path, model,
 
 def test_pickled_weights_are_refused_with_a_remedy_that_works(stored, model):
     _, _, weights = model
-    tensors = load_file(stored / "model.safetensors")
-    torch.save({name: torch.tensor(value) for name, value in tensors.items()}, stored / "pytorch_model.bin")
+    names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    tensors = sorted(load_file(stored / "model.safetensors").items())
+    for name, part in zip(names, (tensors[::2], tensors[1::2]), strict=True):
+        torch.save({tensor: torch.tensor(value) for tensor, value in part}, stored / name)
+    (stored / "training_args.bin").write_bytes(b"no weights")
     (stored / "model.safetensors").unlink()
+    # Before anything else is read.
     with pytest.raises(InputError, match="pickled weights are not read") as error:
-        open_model(str(stored)).parameters(weights)
+        open_model(str(stored))
     remedy = str(error.value).split("python -c ")[1].strip('"')
     subprocess.run([sys.executable, "-W", "ignore", "-c", remedy], check=True, capture_output=True)
-    shutil.copy(stored / "objective.safetensors", f"{stored}-safetensors")
-    _, report = open_model(f"{stored}-safetensors").parameters(weights)
+    _, report = open_model(str(stored)).parameters(weights)
     assert report.fresh == []
+    for path in (*(stored / name for name in names), stored / "training_args.bin", stored / "model.safetensors"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"pickled .*, which are not fetched from the Hub"):
+        open_model(str(stored))
 
 
 def test_modules_that_would_change_the_vectors_are_refused(tmp_path, model, tokenizer):

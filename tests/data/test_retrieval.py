@@ -302,6 +302,28 @@ def test_same_judgement_twice_counts_once(beir):
     assert load_collection(beir, "test").qrels == {"q1": {"d1": 1}}
 
 
+def test_judgements_of_passages_that_are_not_there_can_stay(beir, capsys):
+    header = "query-id\tcorpus-id\tscore\n"
+    write(beir / "qrels/test.tsv", f"{header}q1\td1\t1\nq1\tx1\t1\nq2\tx2\t1\n")
+    expect("2 lines of 3 have a passage that", beir)
+    collection = load_collection(beir, "test", keep_unknown=True)
+    assert collection.qrels == {"q1": {"d1": 1, "x1": 1}, "q2": {"x2": 1}}
+    assert [passages.tolist() for passages in collection.relevant_passages()] == [[0], []]
+    said = "test.tsv: 2 lines of 3 have a passage that corpus.jsonl lacks; it counts as one that is not found"
+    assert said in capsys.readouterr().err
+    # A qrels file of another collection is a mistake.
+    write(beir / "qrels/test.tsv", f"{header}q1\tx1\t1\n")
+    with pytest.raises(InputError, match="1 line of 1 have a passage that"):
+        load_collection(beir, "test", keep_unknown=True)
+
+
+def test_ids_with_quotes_are_quoted_in_beirs_qrels(beir):
+    corpus = (beir / "corpus.jsonl").read_text()
+    write(beir / "corpus.jsonl", corpus + '{"_id": "\\"Heroes\\"", "text": "an album"}\n')
+    write(beir / "qrels/test.tsv", 'query-id\tcorpus-id\tscore\nq1\t"""Heroes"""\t1\n')
+    assert load_collection(beir, "test").qrels == {"q1": {'"Heroes"': 1}}
+
+
 # Hard negatives.
 
 

@@ -5,7 +5,7 @@ import pytest
 from eval import bm25
 from eval.mine import main
 from retromae_jax.data.retrieval import load_collection, read_negatives
-from retromae_jax.retrieval import search
+from retromae_jax.retrieval import slices
 from retromae_jax.retrieval.runs import read_run
 
 
@@ -28,7 +28,7 @@ def read(path):
 def test_an_encoders_negatives_in_batches_and_blocks(collection, minilm_directory, tmp_path, monkeypatch, capsys):
     output = tmp_path / "negatives.tsv"
     monkeypatch.setattr("eval.mine.QUERIES_AT_ONCE", 1)
-    monkeypatch.setattr(search, "SLICE_BYTES", 4 * 384)  # a passage
+    monkeypatch.setattr(slices, "SLICE_BYTES", 4 * 384)  # a passage
     command = f"--model {minilm_directory} --collection {collection} --output {output} --batch-size 8"
     main(f"{command} --from-rank 1".split())
     negatives = read(output)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 import eval.msmarco
 import eval.retriever
+from eval import published
 from eval.msmarco import main
 from retromae_jax.data.retrieval import load_passages
 from retromae_jax.models.pooling import EncoderSettings
@@ -77,7 +79,10 @@ def test_writes_run_and_scores(collection, calls, tmp_path, capsys):
         "10 Q0 1 4 0.0 mine",
     ]
     assert written.run[4:6] == ["11 Q0 3 1 3.0 mine", "11 Q0 2 2 2.0 mine"]
-    assert [(values["query"], values["MRR@10"]) for values in written.per_query] == [("10", 1.0), ("11", 0.5)]
+    assert [(values["query"], values["text"], values["MRR@10"]) for values in written.per_query] == [
+        ("10", "cats purr", 1.0),
+        ("11", "apples fall fruit", 0.5),
+    ]
     metrics = written.metrics
     assert metrics["metrics"] == {
         "MRR@10": 0.75,
@@ -86,15 +91,28 @@ def test_writes_run_and_scores(collection, calls, tmp_path, capsys):
         "nDCG@10": pytest.approx((1 + 1 / np.log2(3)) / 2),
         "MAP": 0.75,
     }
+    # Of two queries drawn from two, both are the first, or the second, in a quarter of the cases.
+    assert metrics["intervals"]["MRR@10"] == [0.5, 1.0] and metrics["intervals"]["Recall@50"] == [1.0, 1.0]
     assert (metrics["queries"], metrics["passages"], metrics["split"]) == (2, 4, "dev")
     assert (metrics["passages_file"], metrics["titles"]) == ("corpus.tsv", False)
     assert metrics["settings"]["model"] == "models/mine/"
     assert metrics["seconds"].keys() == {"encode", "search"}
-    assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "per_query.jsonl", "run.trec"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "metrics.json",
+        "per_query.jsonl",
+        "report.html",
+        "run.trec",
+    ]
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "animals, dev: 2 queries, 4 passages of corpus.tsv without titles"
-    assert printed[1].split() == ["system", "MRR@10", "Recall@100", "nDCG@10", "MAP"]
-    assert printed[3].split() == ["mine", "0.7500", "1.0000", "0.8155", "0.7500"]
+    assert printed[2].split() == ["system", "MRR@10", "Recall@100", "nDCG@10", "MAP"]
+    assert re.split("  +", printed[4]) == [
+        "mine",
+        "0.7500 ± 0.2500",
+        "1.0000 ± 0.0000",
+        "0.8155 ± 0.1845",
+        "0.7500 ± 0.2500",
+    ]
 
 
 def test_titles_and_defaults(collection, calls, tmp_path, capsys, monkeypatch):
@@ -175,6 +193,31 @@ def test_graded_judgements_of_trec(collection, calls, tmp_path):
     assert metrics["metrics"]["MRR@10"] == pytest.approx((0 + 1 / 2) / 2)
     ndcg = (1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3))
     assert metrics["metrics"]["nDCG@10"] == pytest.approx((1 + ndcg) / 2)
+
+
+@pytest.mark.parametrize(
+    "split, measures, known",
+    [
+        ("dev", ["MRR@10", "Recall@1000"], ["RetroMAE, of MS MARCO, distilled", "0.4160", "0.9880", "README"]),
+        ("dl19", ["nDCG@10"], ["RetroMAE, distilled", "0.6810", "RetroMAE v2"]),
+    ],
+)
+def test_published_scores_beside_those_of_all_of_ms_marco(
+    split, measures, known, collection, calls, tmp_path, monkeypatch, capsys
+):
+    (collection / "2019qrels-pass.txt").write_text("10 Q0 0 2\n")
+    (collection / "msmarco-test2019-queries.tsv").write_text("10\tcats purr\n")
+    command = f"--model models/mine --collection {collection} --split {split} --output {tmp_path / 'o'}".split()
+    main(command)
+    assert "published" not in capsys.readouterr().out
+    monkeypatch.setattr(published, "MSMARCO_PASSAGES", 4)
+    main(command)
+    lines = capsys.readouterr().out.split(f"MS MARCO, {split}: published scores, which were not measured here")[1]
+    header, _, *rows = [re.split(r"\s{2,}", line) for line in lines.splitlines()[1:]]
+    assert header == ["system", *measures, "published in"]
+    assert known in rows
+    assert rows[-1][0] == "mine, with titles" and rows[-1][-1] == "-"
+    assert "1.0000" in rows[-1]
 
 
 def test_mistakes_show_before_the_model_is_loaded(collection, calls, tmp_path, capsys):

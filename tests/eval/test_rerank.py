@@ -76,8 +76,10 @@ def test_a_run_is_reranked_and_the_gain_is_shown(collection, calls, tmp_path, ca
     assert metrics["before"]["MAP"] == pytest.approx((1 / 3 + 1 / 2) / 3)
     assert metrics["metrics"]["MAP"] == pytest.approx(2 / 3)
     assert metrics["settings"]["max_length"] == 24 and metrics["depth"] == 3
+    assert metrics["gain"]["MAP"]["mean"] == pytest.approx(7 / 18)
+    assert (metrics["gain"]["MAP"]["better"], metrics["gain"]["MAP"]["worse"]) == (2, 0)
     before, after, gain = (line.split() for line in capsys.readouterr().out.splitlines()[-3:])
-    assert before == ["before", "0.2778"] and after == ["mine", "0.6667"] and gain == ["gain", "0.3889"]
+    assert before[:2] == ["before", "0.2778"] and after[:2] == ["mine", "0.6667"] and gain[:2] == ["gain", "+0.3889"]
     assert calls == [("model", "m/mine", "float32"), (5, 24, 64)]
 
 

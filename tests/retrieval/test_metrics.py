@@ -7,7 +7,7 @@ import pytest
 
 from retromae_jax.errors import InputError
 from retromae_jax.retrieval import metrics
-from retromae_jax.retrieval.metrics import MEASURES, mean_gain, score
+from retromae_jax.retrieval.metrics import MEASURES, score
 
 
 def expected(run: dict, qrels: dict, relevance_level: int) -> dict[str, dict[str, float]]:
@@ -103,9 +103,9 @@ def test_unknown_measure_and_no_qrels():
         score({}, {})
 
 
-def test_gains_are_paired():
-    mean, margin = mean_gain([0.0, 0.5, 1.0, 0.2], [0.5, 0.5, 1.0, 0.7])
-    # Differences 0.5, 0, 0, 0.5: their standard deviation is 0.2887, its share by the square root of 4 the error.
-    assert (mean, margin) == pytest.approx((0.25, 1.96 * 0.28868 / 2), rel=1e-4)
-    assert mean_gain([0.1, 0.9], [0.2, 1.0]) == pytest.approx((0.1, 0.0))
-    assert math.isnan(mean_gain([0.1], [0.2])[1])
+def test_values_and_a_choice_of_measures():
+    scores = score({"q": {"a": 1.0}}, {"q": {"b": 1}, "p": {"a": 1}, "r": {"c": 1}}, ["MAP", "MRR@10", "nDCG@10"])
+    scores.per_query["p"]["MRR@10"] = 0.5
+    assert scores.values(["MRR@10", "MAP"]).tolist() == [[0.0, 0.0], [0.5, 0.0], [0.0, 0.0]]
+    assert scores.only(["MAP"]).means == {"MAP": 0.0}
+    assert scores.only(["MAP"]).per_query == {"q": {"MAP": 0.0}, "p": {"MAP": 0.0}, "r": {"MAP": 0.0}}

@@ -4,7 +4,7 @@ import pytest
 import pytrec_eval
 
 from retromae_jax.errors import InputError
-from retromae_jax.retrieval.runs import make_run, ranking, read_run, write_lines, write_run
+from retromae_jax.retrieval.runs import iterate_run, make_run, ranking, read_run, write_lines, write_run
 
 
 def test_ranking_is_by_score_then_descending_id():
@@ -75,6 +75,35 @@ def test_broken_run(tmp_path, line, message):
     path.write_bytes(b"q Q0 a 1 2.0 x\n" + line + b"\n")
     with pytest.raises(InputError, match=message):
         read_run(path)
+
+
+def test_runs_of_ms_marco(tmp_path):
+    path = tmp_path / "run.tsv"
+    path.write_bytes(b"\xef\xbb\xbf7\t30\t1\n7\t4\t2\n8\t4\t1\r\n7\t5\t3\n")
+    run = read_run(path)
+    assert run == {"7": {"30": -1.0, "4": -2.0, "5": -3.0}, "8": {"4": -1.0}}
+    assert [passage for passage, _ in ranking(run["7"])] == ["30", "4", "5"]
+    with pytest.raises(InputError, match=r"run.tsv:4: lines of query '7' stand apart"):
+        list(iterate_run(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("7\t5\t3", "run.tsv:2: rank '3' of query '7' where 2 is expected; sort each query's lines by rank"),
+        ("7\t5\t1", "run.tsv:2: rank '1' of query '7' where 2 is expected"),
+        ("8\t5\t0", "run.tsv:2: rank '0' of query '8' where 1 is expected"),
+        ("8\t5\tfirst", "run.tsv:2: rank 'first' of query '8' where 1 is expected"),
+        ("7\t4\t2", "run.tsv:2: passage '4' stands twice under query '7'"),
+        ("7 Q0 5 2 0.1 x", "run.tsv:2: 6 fields where 3 are expected, `query-id TAB passage-id TAB rank`"),
+    ],
+)
+def test_broken_run_of_ms_marco(tmp_path, line, message):
+    path = tmp_path / "run.tsv"
+    path.write_text(f"7\t4\t1\n{line}\n")
+    for read in (read_run, lambda path: list(iterate_run(path))):
+        with pytest.raises(InputError, match=message):
+            read(path)
 
 
 def test_missing_run(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import msmarco, wiki
-from eval import mine, rerank
+from eval import beir, mine, rerank
 from eval.msmarco import evaluate, parse
 from retromae_jax import hosts
 from retromae_jax.checkpoints.huggingface import save_cross_encoder
@@ -92,6 +92,10 @@ def run_stages(stages):
                 mine.mine(mine.parse([*animals, *searcher, "--output", output, "--from-rank", "1", "--to-rank", "5"]))
             pairs = ["--pairs", "mined.tsv", "--output", "scored"]
             rerank.evaluate(rerank.parse([*animals, *pairs, "--model", "cross_encoder"]))
+            for _ in range(2):  # the second time, all is measured already
+                beir.evaluate(beir.parse(["--model", "finetuned", "--dataset", "animals", "--output", "beir"]))
+            on_devices = ["--model", "finetuned", "--search", "device", "--output", "found_by_devices"]
+            evaluate(parse([*animals, *on_devices]))
     if "encoded" in stages:
         model = ["--model", "finetuned", "--output", "encoded"]
         evaluate(parse([*model, "--collection", "animals", "--split", "test"]))
@@ -212,17 +216,18 @@ def test_two_processes_export_as_one(runs, tmp_path):
     assert "| devices | 8 x cpu |" in (exported[1] / "README.md").read_text()
 
 
-def test_two_processes_encode_as_one(runs):
+@pytest.mark.parametrize("output", ["encoded", "found_by_devices"])
+def test_two_processes_encode_and_search_as_one(runs, output):
     one, two, _ = runs
     scores = []
     for run in (one, two):
-        lines = [line.split() for line in (run / "encoded" / "run.trec").read_text().splitlines()]
+        lines = [line.split() for line in (run / output / "run.trec").read_text().splitlines()]
         scores.append({(query, passage): float(score) for query, _, passage, _, score, _ in lines})
     assert len(scores[0]) == 3 * 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
     # The shares that passed through files there are gone.
-    files = [sorted(path.name for path in (run / "encoded").iterdir()) for run in (one, two)]
-    assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "run.trec"]
+    files = [sorted(path.name for path in (run / output).iterdir()) for run in (one, two)]
+    assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "report.html", "run.trec"]
 
 
 def test_two_processes_mine_and_score_as_one(runs):
@@ -244,6 +249,15 @@ def test_two_processes_mine_and_score_as_one(runs):
     assert [path.name for path in two.glob(".*")] == []
 
 
+def test_two_processes_measure_datasets_as_one(runs):
+    one, two, _ = runs
+    (here, there) = (json.loads((run / "beir" / "animals" / "metrics.json").read_text()) for run in (one, two))
+    assert there["metrics"] == here["metrics"]
+    summaries = [json.loads((run / "beir" / "beir.json").read_text()) for run in (one, two)]
+    assert summaries[0] == summaries[1]
+    assert summaries[0]["mean"] == {measure: here["metrics"][measure] for measure in ("nDCG@10", "Recall@100")}
+
+
 def test_only_the_first_process_speaks(runs):
     (printed, said), (printed_by_second, said_by_second) = runs[2]
     for part in (
@@ -252,6 +266,7 @@ def test_only_the_first_process_speaks(runs):
         "pretrain: finished",
         "finetune: finished",
         "run and scores",
+        "animals: measured already in the same way",
     ):
         assert part in said
     assert "MRR@10" in printed
