@@ -24,7 +24,7 @@ def read_curves(directory: Path) -> list[Row]:
         raise InputError(f"{path}: {error}; is it the directory of a training run?") from error
 
 
-def reconstruction_gains(curves: Mapping[str, list[Row]]) -> dict[str, list[tuple[int, float]]]:
+def reconstruction_gains(curves: Mapping[str, list[Row]]) -> dict[str, list[tuple[float, float]]]:
     """Steps and reconstruction gains of the runs that measured it, by the run's name."""
     gains = {name: [(row["step"], row[GAIN]) for row in rows if GAIN in row] for name, rows in curves.items()}
     return {name: measured for name, measured in gains.items() if measured}

@@ -40,6 +40,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
     Raises:
         InputError: if collection, qrels, output or run cannot be used.
     """
+    collection: Collection
     if arguments.qrels is not None:
         collection = load_qrels(arguments.qrels)
     else:

@@ -8,7 +8,6 @@ import contextlib
 import importlib.metadata
 import io
 import json
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,9 @@ from retromae_jax.checkpoints import huggingface, train_state
 from retromae_jax.checkpoints.loading import Source
 from retromae_jax.curves import plot_curves
 from retromae_jax.errors import InputError
-from retromae_jax.files import read_json, read_json_lines
+from retromae_jax.files import read_json
 from retromae_jax.logging import duration, read_metrics
 from retromae_jax.models.text_encoder import embedding_width
-from retromae_jax.retrieval.metrics import mean_gain
 from train import heartbeat, probe, snippets
 
 README, CURVES = "README.md", "curves.png"
@@ -62,7 +60,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         description: `metrics.json`.
-        margins: measure -> half of the 95 % confidence interval of its mean over the queries.
+        margins: measure -> half the width of the 95 % confidence interval of its mean over the queries.
     """
 
     description: dict[str, Any]
@@ -119,11 +117,7 @@ def read_evaluation(directory: Path) -> Evaluation:
     description = read_json(directory / "metrics.json", dict, remedy)
     if not isinstance(description.get("metrics"), dict) or not {"collection", "split"} <= description.keys():
         raise InputError(f"{directory / 'metrics.json'}: not the scores of an evaluation command; {remedy}")
-    per_query = read_json_lines(directory / "per_query.jsonl", remedy)
-    margins = {}
-    for measure in description["metrics"]:
-        values = [line[measure] for line in per_query if measure in line]
-        margins[measure] = mean_gain([0.0] * len(values), values)[1] if values else math.nan
+    margins = {measure: (high - low) / 2 for measure, (low, high) in description.get("intervals", {}).items()}
     return Evaluation(description, margins)
 
 
@@ -229,8 +223,7 @@ def _scores(evaluations: Sequence[Evaluation]) -> str:
         metrics, count = one.description["metrics"], one.description.get("queries")
         cells = [_name_of(one), one.description["split"], f"{count:,}" if count else "-"]
         for measure in shown:
-            margin = one.margins.get(measure, math.nan)
-            interval = "" if math.isnan(margin) else f" ± {margin:.4f}"
+            interval = f" ± {one.margins[measure]:.4f}" if measure in one.margins else ""
             cells.append(f"{metrics[measure]:.4f}{interval}" if measure in metrics else "-")
         lines.append(cells)
     table = _markdown(["collection", "split", "queries", *shown], lines)

@@ -102,6 +102,7 @@ class Collection(Generic[AnyPassages, AnyText]):
 
     def relevant_passages(self) -> list[np.ndarray]:
         """For each query in the order of `queries`, indices of its relevant passages; maybe none."""
+        assert self.passages is not None, "qrels alone have no indices"
         relevant = [
             [passage for passage, grade in self.qrels[query].items() if grade >= self.relevance_level]
             for query in self.queries
@@ -135,7 +136,7 @@ def load_collection(directory: str | Path, split: str, keep_unknown: bool = Fals
         judgements.check_known("passage", is_known, passages.path)
     elif not is_known.all():
         say(
-            f"{files.qrels}: {counted(np.count_nonzero(~is_known), 'line')} of {len(is_known):,} have a passage that "
+            f"{files.qrels}: {counted(int(np.sum(~is_known)), 'line')} of {len(is_known):,} have a passage that "
             f"{passages.path.name} lacks; it counts as one that is not found"
         )
     qrels = judgements.qrels()
