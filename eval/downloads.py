@@ -258,7 +258,9 @@ def _unpack_directory(download: Download, archive: Path, directory: Path) -> Non
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.downloads", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch (default: nothing, the list is shown)")
     parser.add_argument("--to", type=Path, help="directory to fetch into")
     arguments = parser.parse_args(argv)

@@ -52,7 +52,9 @@ class Found(NamedTuple):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     search = parser.add_mutually_exclusive_group(required=True)
     search.add_argument(
         "--model",

@@ -40,7 +40,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-prompt", help=f"what stands before every query {own}")
     parser.add_argument("--passage-prompt", help=f"what stands before every passage {own}")
     parser.add_argument("--title-separator", help=f"between title and text {own}")
-    parser.add_argument("--pooling", choices=POOLINGS, help=own)
+    parser.add_argument("--pooling", choices=POOLINGS, help=f"from token states to the sentence embedding {own}")
     parser.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, help=f"scale embeddings to length 1 {own}"
     )
