@@ -20,6 +20,7 @@ datasets from the options below:
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -60,6 +61,7 @@ def export(name: str, directory: Path, about: About | None = None) -> None:
         return
     settings, command = source.settings, train_state.read_description(source.directory)["command"]
     is_cross_encoder = any(name.startswith("classifier.") for name in parameters)
+    assert run.checkpoints.saved is not None, "it was restored"
     card = card_files(source, run.checkpoints.saved, is_cross_encoder, about or About(str(directory)))
     try:
         if is_cross_encoder:
@@ -98,7 +100,7 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="run", required=True, metavar="RUN", help="directory of a run or a checkpoint")
     parser.add_argument("--to", dest="directory", required=True, type=Path, metavar="DIR", help="where to write")
-    several = {"action": "append", "default": []}
+    several: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument(
         "--evaluation",
         **several,

@@ -52,7 +52,7 @@ class About(NamedTuple):
 class Base(NamedTuple):
     """The model that training began with, as far as it is known: its name on the Hub, and its card's metadata."""
 
-    name: str | None
+    name: str | list[str] | None
     metadata: ModelCardData | None
 
 

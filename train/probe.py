@@ -22,7 +22,7 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import KINDS, TextEncoder, of_kind
 from retromae_jax.retrieval.metrics import score
 from retromae_jax.retrieval.runs import make_run
-from retromae_jax.retrieval.search import search
+from retromae_jax.retrieval.search import PassageIndex
 from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class Probe:
             self._encoded(texts, of_kind(state.parameters, kind) if self._settings.untie_encoder else state.parameters)
             for texts, kind in zip(self._texts, KINDS, strict=True)
         )
-        found = search(query_embeddings, passage_embeddings, DEPTH, self._settings.lexical_top_k)
+        index = PassageIndex(passage_embeddings, lexical_top_k=self._settings.lexical_top_k)
+        found = index.search(query_embeddings, DEPTH)
         return score(make_run(self._queries, self._passage_ids, *found), self._qrels, MEASURES, self._level).means
 
     def _encoded(self, texts: Texts, values: parameters.Parameters) -> np.ndarray:
@@ -143,7 +144,8 @@ def _draw(
     relevant: list[np.ndarray], passages: int, config: ConfigDict, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of queries, in random order, whose relevant passages make up half of all at most; and of passages."""
-    queries, wanted = [], set()
+    queries: list[int] = []
+    wanted: set[int] = set()
     for query in generator.permutation(len(relevant)):
         if len(queries) == MOST_QUERIES:
             break

@@ -11,6 +11,7 @@ nDCG uses grades as gains, as trec_eval and BEIR do. The other measures know rel
 `relevance_level` is the grade where that begins, `trec_eval -l`.
 """
 
+import ast
 import dataclasses
 from collections.abc import Sequence
 from statistics import fmean
