@@ -20,11 +20,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.curves import plot_curves, read_curves, reconstruction_gains
 from eval.measure import INTERVALS, MEASURES_SHOWN, cells
 from eval.page import cut
+from retromae_jax.curves import plot_curves, reconstruction_gains
 from retromae_jax.errors import InputError, exits_on_input_error
-from retromae_jax.files import read_json
+from retromae_jax.files import read_json, read_json_lines
 from retromae_jax.logging import say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores
 from retromae_jax.retrieval.runs import write_lines
@@ -84,7 +84,8 @@ def compare(
         raise InputError(f"not all evaluations have {measure}, but {', '.join(common)}; choose another --measure")
     if baseline is not None and baseline not in found:
         raise InputError(f"there is no evaluation {baseline!r}, but {', '.join(found)}; choose another --baseline")
-    curves = {name: read_curves(directory) for name, directory in (trainings or {}).items()}
+    remedy = "is it the directory of a training run?"
+    curves = {name: read_json_lines(path / "metrics.jsonl", remedy) for name, path in (trainings or {}).items()}
     gains = reconstruction_gains(curves)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -109,8 +110,7 @@ def compare(
     shutil.copyfile(last.directory / "run.trec", output / "run.trec")
     if pairs:
         _plot(found, pairs, measure, output / "differences.png")
-    if any(curves.values()):
-        plot_curves(curves, output / "curves.png")
+    plot_curves(curves, output / "curves.png")
 
     for name, measured in gains.items():
         path = ", ".join(f"{gain:.3f} at step {step:,}" for step, gain in measured)

@@ -8,7 +8,6 @@ import contextlib
 import importlib.metadata
 import io
 import json
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,9 @@ from retromae_jax.checkpoints import huggingface, train_state
 from retromae_jax.checkpoints.loading import Source
 from retromae_jax.curves import plot_curves
 from retromae_jax.errors import InputError
-from retromae_jax.files import read_json, read_json_lines
+from retromae_jax.files import read_json
 from retromae_jax.logging import duration, read_metrics
-from retromae_jax.models.text_encoder import embedding_width
-from retromae_jax.retrieval.metrics import mean_gain
+from retromae_jax.models.text_encoder import KINDS, embedding_width
 from train import heartbeat, probe, snippets
 
 README, CURVES = "README.md", "curves.png"
@@ -55,18 +53,6 @@ class Base(NamedTuple):
 
     name: str | None
     metadata: ModelCardData | None
-
-
-class Evaluation(NamedTuple):
-    """What an evaluation command wrote.
-
-    Attributes:
-        description: `metrics.json`.
-        margins: measure -> half of the 95 % confidence interval of its mean over the queries.
-    """
-
-    description: dict[str, Any]
-    margins: dict[str, float]
 
 
 def card_files(source: Source, step: int, is_cross_encoder: bool, about: About) -> dict[str, bytes]:
@@ -109,22 +95,17 @@ def card_files(source: Source, step: int, is_cross_encoder: bool, about: About) 
     return {README: text.encode(), **({CURVES: picture.getvalue()} if has_curves else {})}
 
 
-def read_evaluation(directory: Path) -> Evaluation:
-    """Reads an evaluation command's output directory.
+def read_evaluation(directory: Path) -> dict[str, Any]:
+    """What an evaluation command has written to `metrics.json`.
 
     Raises:
         InputError: if it is none.
     """
     remedy = "run the evaluation again"
     description = read_json(directory / "metrics.json", dict, remedy)
-    if not isinstance(description.get("metrics"), dict) or not {"collection", "split"} <= description.keys():
+    if not {"collection", "split", "queries", "metrics", "intervals"} <= description.keys():
         raise InputError(f"{directory / 'metrics.json'}: not the scores of an evaluation command; {remedy}")
-    per_query = read_json_lines(directory / "per_query.jsonl", remedy)
-    margins = {}
-    for measure in description["metrics"]:
-        values = [line[measure] for line in per_query if measure in line]
-        margins[measure] = mean_gain([0.0] * len(values), values)[1] if values else math.nan
-    return Evaluation(description, margins)
+    return description
 
 
 def base_of(init: str) -> Base:
@@ -141,7 +122,8 @@ def base_of(init: str) -> Base:
     is_export = {path: (path / huggingface.EXPORT).is_file() for path in (directory, directory.parent)}
     owner = directory.parent if is_export[directory.parent] else directory
     metadata = _metadata_of(owner / README)
-    return Base(metadata.base_model if metadata and is_export[owner] else None, metadata)
+    name = metadata.base_model if metadata and is_export[owner] else None
+    return Base(name if isinstance(name, str) else None, metadata)
 
 
 def _metadata_of(card: Path) -> ModelCardData | None:
@@ -152,7 +134,7 @@ def _metadata_of(card: Path) -> ModelCardData | None:
 
 
 def _metadata(
-    description: Mapping[str, Any], is_cross_encoder: bool, about: About, evaluations: Sequence[Evaluation]
+    description: Mapping[str, Any], is_cross_encoder: bool, about: About, evaluations: Sequence[Mapping[str, Any]]
 ) -> ModelCardData:
     """The YAML at the card's head, for the Hub's search and its pages."""
     base = base_of(description["config"].get("init", ""))
@@ -164,13 +146,13 @@ def _metadata(
             task_name="Reranking" if is_cross_encoder else "Information Retrieval",
             dataset_type=_name_of(one),
             dataset_name=_name_of(one),
-            dataset_split=one.description["split"],
+            dataset_split=one["split"],
             metric_type=measure.lower(),
             metric_name=measure,
             metric_value=round(value, 4),
         )
         for one in evaluations
-        for measure, value in one.description["metrics"].items()
+        for measure, value in one["metrics"].items()
     ]
     return ModelCardData(
         language=list(about.language) or (base.metadata.language if base.metadata else None),
@@ -185,8 +167,8 @@ def _metadata(
     )
 
 
-def _name_of(evaluation: Evaluation) -> str:
-    return Path(evaluation.description["collection"]).name
+def _name_of(evaluation: Mapping[str, Any]) -> str:
+    return Path(evaluation["collection"]).name
 
 
 def _what_it_is(source: Source, description: Mapping[str, Any], is_cross_encoder: bool) -> str:
@@ -206,6 +188,9 @@ def _what_it_is(source: Source, description: Mapping[str, Any], is_cross_encoder
             f"{settings.max_length} tokens ({', '.join(parts)}). A passage's score for a query is the inner product of "
             "their vectors."
         )
+        for kind in KINDS:
+            if prompt := settings.prompt_of(kind):
+                text += f" Before every {kind} stands `{prompt}`."
         if settings.untie_encoder:
             text += " Queries and passages have an encoder each, `query/` and `passage/`."
         if settings.lexical_top_k:
@@ -221,23 +206,26 @@ def _what_it_is(source: Source, description: Mapping[str, Any], is_cross_encoder
     return "\n".join(textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False))
 
 
-def _scores(evaluations: Sequence[Evaluation]) -> str:
+def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """A table of the means over queries, with 95 % confidence intervals."""
-    shown = [measure for measure in SHOWN if any(measure in one.description["metrics"] for one in evaluations)]
+    shown = [measure for measure in SHOWN if any(measure in one["metrics"] for one in evaluations)]
     lines = []
     for one in evaluations:
-        metrics, count = one.description["metrics"], one.description.get("queries")
-        cells = [_name_of(one), one.description["split"], f"{count:,}" if count else "-"]
+        cells = [_name_of(one), one["split"], f"{one['queries']:,}"]
         for measure in shown:
-            margin = one.margins.get(measure, math.nan)
-            interval = "" if math.isnan(margin) else f" ± {margin:.4f}"
-            cells.append(f"{metrics[measure]:.4f}{interval}" if measure in metrics else "-")
+            if measure in one["metrics"]:
+                lowest, highest = one["intervals"][measure]
+                cells.append(f"{one['metrics'][measure]:.4f} ± {(highest - lowest) / 2:.4f}")
+            else:
+                cells.append("-")
         lines.append(cells)
     table = _markdown(["collection", "split", "queries", *shown], lines)
     return f"{table}\n\nMeans over the queries, with 95 % confidence intervals."
 
 
-def _training(source: Source, description: Mapping[str, Any], step: int, rows: Sequence[Mapping[str, float]]) -> list:
+def _training(
+    source: Source, description: Mapping[str, Any], step: int, rows: Sequence[Mapping[str, float]]
+) -> list[str]:
     config, command = description["config"], description["command"]
     facts = {
         "starts from": config.get("init") or "random weights",
