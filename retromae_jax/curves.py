@@ -9,12 +9,6 @@ GAIN = "held_out/reconstruction_gain"
 Row = Mapping[str, float]
 
 
-def reconstruction_gains(curves: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[float, float]]]:
-    """Steps and reconstruction gains of the runs that measured it, by the run's name."""
-    gains = {name: [(row["step"], row[GAIN]) for row in rows if GAIN in row] for name, rows in curves.items()}
-    return {name: measured for name, measured in gains.items() if measured}
-
-
 def plot_curves(curves: Mapping[str, Sequence[Row]], file: Path | BinaryIO) -> bool:
     """Writes a PNG with one row of panels per run: training losses, and what was measured on the way.
 

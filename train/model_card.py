@@ -22,6 +22,7 @@ from retromae_jax.errors import InputError
 from retromae_jax.files import read_json
 from retromae_jax.logging import duration, read_metrics
 from retromae_jax.models.text_encoder import KINDS, embedding_width
+from retromae_jax.retrieval.significance import plus_minus
 from train import heartbeat, probe, snippets
 
 README, CURVES = "README.md", "curves.png"
@@ -53,6 +54,10 @@ class Base(NamedTuple):
 
     name: str | None
     metadata: ModelCardData | None
+
+
+# An evaluation's metrics.json.
+Evaluation = dict[str, Any]
 
 
 def card_files(source: Source, step: int, is_cross_encoder: bool, about: About) -> dict[str, bytes]:
@@ -95,8 +100,8 @@ def card_files(source: Source, step: int, is_cross_encoder: bool, about: About) 
     return {README: text.encode(), **({CURVES: picture.getvalue()} if has_curves else {})}
 
 
-def read_evaluation(directory: Path) -> dict[str, Any]:
-    """What an evaluation command has written to `metrics.json`.
+def read_evaluation(directory: Path) -> Evaluation:
+    """Reads what an evaluation command left in its output directory.
 
     Raises:
         InputError: if it is none.
@@ -134,7 +139,7 @@ def _metadata_of(card: Path) -> ModelCardData | None:
 
 
 def _metadata(
-    description: Mapping[str, Any], is_cross_encoder: bool, about: About, evaluations: Sequence[Mapping[str, Any]]
+    description: Mapping[str, Any], is_cross_encoder: bool, about: About, evaluations: Sequence[Evaluation]
 ) -> ModelCardData:
     """The YAML at the card's head, for the Hub's search and its pages."""
     base = base_of(description["config"].get("init", ""))
@@ -167,7 +172,7 @@ def _metadata(
     )
 
 
-def _name_of(evaluation: Mapping[str, Any]) -> str:
+def _name_of(evaluation: Evaluation) -> str:
     return Path(evaluation["collection"]).name
 
 
@@ -206,18 +211,15 @@ def _what_it_is(source: Source, description: Mapping[str, Any], is_cross_encoder
     return "\n".join(textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False))
 
 
-def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
+def _scores(evaluations: Sequence[Evaluation]) -> str:
     """A table of the means over queries, with 95 % confidence intervals."""
     shown = [measure for measure in SHOWN if any(measure in one["metrics"] for one in evaluations)]
     lines = []
     for one in evaluations:
         cells = [_name_of(one), one["split"], f"{one['queries']:,}"]
         for measure in shown:
-            if measure in one["metrics"]:
-                lowest, highest = one["intervals"][measure]
-                cells.append(f"{one['metrics'][measure]:.4f} ± {(highest - lowest) / 2:.4f}")
-            else:
-                cells.append("-")
+            is_known = measure in one["metrics"]
+            cells.append(plus_minus(one["metrics"][measure], one["intervals"][measure]) if is_known else "-")
         lines.append(cells)
     table = _markdown(["collection", "split", "queries", *shown], lines)
     return f"{table}\n\nMeans over the queries, with 95 % confidence intervals."

@@ -91,7 +91,7 @@ def _measure(name: str, relevance_level: int) -> ir_measures.Measure:
     try:
         measure = ir_measures.measures.registry[family]
         if separator:
-            measure @= int(cutoff)
+            measure @= measure.SUPPORTED_PARAMS[measure.AT_PARAM].dtype(cutoff)
     except (KeyError, ValueError):
         raise InputError(f"the measure {name!r} is unknown; known are, for example, {', '.join(MEASURES)}") from None
     return measure(rel=relevance_level) if "rel" in measure.SUPPORTED_PARAMS else measure
