@@ -11,7 +11,6 @@ nDCG uses grades as gains, as trec_eval and BEIR do. The other measures know rel
 `relevance_level` is the grade where that begins, `trec_eval -l`.
 """
 
-import ast
 import dataclasses
 from collections.abc import Sequence
 from statistics import fmean
