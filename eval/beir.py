@@ -60,7 +60,9 @@ _, PASSAGE = KINDS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.beir", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--model",
         required=True,
@@ -118,7 +120,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]] | Non
             # The sizes of files tell one version of a dataset from another.
             sizes = {file.name: file.stat().st_size for file in files[path][:3]}
             own = argparse.Namespace(**vars(arguments) | {"collection": path, "output": output / dataset / part})
-            found[dataset][part] = _evaluate(own, system, encoder, settings | {"files": sizes})
+            measured = _evaluate(own, system, encoder, settings | {"files": sizes})
+            if measured is not None:  # as on other hosts than the first
+                found[dataset][part] = measured
     hosts.part()
     return _summarize(found, output, system, arguments) if hosts.is_first() else None
 
