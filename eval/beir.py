@@ -120,7 +120,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]] | Non
             # The sizes of files tell one version of a dataset from another.
             sizes = {file.name: file.stat().st_size for file in files[path][:3]}
             own = argparse.Namespace(**vars(arguments) | {"collection": path, "output": output / dataset / part})
-            found[dataset][part] = _evaluate(own, system, encoder, settings | {"files": sizes})
+            measured = _evaluate(own, system, encoder, settings | {"files": sizes})
+            if measured is not None:
+                found[dataset][part] = measured
     hosts.part()
     return _summarize(found, output, system, arguments) if hosts.is_first() else None
 

@@ -231,9 +231,10 @@ def _unpack_files(download: Download, archive: Path, directory: Path) -> None:
         for member in opened:
             # By its own name, wherever it lies there: so it cannot lie outside the directory.
             name = Path(member.name).name
-            if member.isfile() and name in download.files:
+            source = opened.extractfile(member) if member.isfile() else None
+            if source is not None and name in download.files:
                 with (directory / f"{name}.part").open("wb") as file:
-                    shutil.copyfileobj(opened.extractfile(member), file, BYTES_AT_ONCE)
+                    shutil.copyfileobj(source, file, BYTES_AT_ONCE)
                 (directory / f"{name}.part").replace(directory / name)
                 found.add(name)
     if missing := set(download.files) - found:

@@ -134,9 +134,10 @@ def load_collection(directory: str | Path, split: str, keep_unknown: bool = Fals
     if not keep_unknown or not is_known.any():
         judgements.check_known("passage", is_known, passages.path)
     elif not is_known.all():
+        unknown = counted(int(np.count_nonzero(~is_known)), "line")
         say(
-            f"{files.qrels}: {counted(np.count_nonzero(~is_known), 'line')} of {len(is_known):,} have a passage that "
-            f"{passages.path.name} lacks; it counts as one that is not found"
+            f"{files.qrels}: {unknown} of {len(is_known):,} have a passage that {passages.path.name} lacks; it counts as "
+            "one that is not found"
         )
     qrels = judgements.qrels()
     return Collection(
