@@ -61,7 +61,9 @@ RECALL = "search_recall"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.beir", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--model",
         required=True,
@@ -121,7 +123,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]] | Non
             sizes = {file.name: file.stat().st_size for file in files[path][:3]}
             own = argparse.Namespace(**vars(arguments) | {"collection": path, "output": output / dataset / part})
             measured = _evaluate(own, system, encoder, settings | {"files": sizes})
-            if measured is not None:
+            if measured is not None:  # as on other hosts than the first
                 found[dataset][part] = measured
     hosts.part()
     return _summarize(found, output, system, arguments) if hosts.is_first() else None

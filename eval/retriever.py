@@ -1,10 +1,9 @@
 """What every command that searches with an encoder does alike: its arguments, encoding and searching."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from eval.measure import add_model_arguments, positive
@@ -40,7 +39,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-prompt", help=f"what stands before every query {own}")
     parser.add_argument("--passage-prompt", help=f"what stands before every passage {own}")
     parser.add_argument("--title-separator", help=f"between title and text {own}")
-    parser.add_argument("--pooling", choices=POOLINGS, help=own)
+    parser.add_argument("--pooling", choices=POOLINGS, help=f"from token states to the sentence embedding {own}")
     parser.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, help=f"scale embeddings to length 1 {own}"
     )
@@ -160,7 +159,7 @@ class Retriever:
     def search(self, queries: Sequence[str], k: int) -> Found:
         """Encodes queries on this host and finds their best k passages, as of `PassageIndex.search`."""
         embeddings = encode_texts(self.encoders.query, queries, "query", self.batch_size)
-        return self._search(embeddings, k, range(len(self._passages)))
+        return self._search(embeddings, k, range(len(self._indexed)))
 
     def search_on_all_hosts(self, queries: Sequence[str], k: int, directory: Path) -> Found:
         """As `search`, all hosts together: each encodes a share of the queries and searches a share of the passages.
@@ -170,27 +169,24 @@ class Retriever:
         """
         own = hosts.share(len(queries))
         embeddings = encode_texts(self.encoders.query, queries[own.start : own.stop], "query", self.batch_size)
-        embeddings = np.concatenate(list(_of_all_hosts(directory, "queries", embeddings)))
-        found = self._search(embeddings, k, hosts.share(len(self._passages)))
+        embeddings = np.concatenate(list(hosts.exchange(directory, "queries", embeddings)))
+        found = self._search(embeddings, k, hosts.share(len(self._indexed)))
         # Shares follow each other, as the passages do.
         best = TopK(len(queries), k)
-        parts = (_of_all_hosts(directory, name, part) for name, part in zip(("scores", "indices"), found, strict=True))
+        parts = (hosts.exchange(directory, name, part) for name, part in zip(("scores", "indices"), found, strict=True))
         for scores, indices in zip(*parts, strict=True):
             best.add(scores, indices)
         return best.scores, best.indices
 
+    @property
+    def _indexed(self) -> Embeddings:
+        assert self._passages is not None, "`index` comes first"
+        return self._passages
+
     def _search(self, embeddings: np.ndarray, k: int, share: range) -> Found:
         if self._index is None:
-            self._index = PassageIndex(self._passages, self.method, self.lexical_top_k, share)
+            self._index = PassageIndex(self._indexed, self.method, self.lexical_top_k, share)
         found = self._index.search(embeddings, k)
         if self._index.recall is not None:
             self.settings["search_recall"] = self._index.recall
         return found
-
-
-def _of_all_hosts(directory: Path, name: str, part: np.ndarray) -> Iterator[np.ndarray]:
-    """Each host's part of something, one after the other."""
-    files = hosts.files(directory, f"{name}.npy")
-    np.save(files[jax.process_index()], part)
-    hosts.wait_for_all(name)
-    return map(np.load, files)

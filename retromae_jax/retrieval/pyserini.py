@@ -29,9 +29,11 @@ INDEX, IDS, LINES = "index", "docid", "embeddings.jsonl"
 def write_faiss(embeddings: Embeddings, directory: Path) -> None:
     """Writes a Faiss index and ids. All of the index is in memory, 4 bytes a number, or 2 of float16 embeddings."""
     width = embeddings.shape[1]
-    index: faiss.Index = faiss.IndexFlatIP(width)
+    index: faiss.Index
     if embeddings.description["dtype"] == "float16":
         index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = faiss.IndexFlatIP(width)
     for _, part in _parts(embeddings):
         index.add(np.ascontiguousarray(part, np.float32))
     (directory / IDS).write_text("".join(f"{one}\n" for one in embeddings.ids.to_pylist()), encoding="utf-8")
