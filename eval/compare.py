@@ -21,19 +21,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.curves import plot_curves, read_curves, reconstruction_gains
 from eval.measure import INTERVALS, MEASURES_SHOWN, cells
 from eval.page import cut
+from retromae_jax.curves import GAIN, plot_curves
 from retromae_jax.errors import InputError, exits_on_input_error
-from retromae_jax.files import read_json
-from retromae_jax.logging import say, table
+from retromae_jax.files import read_json, read_json_lines
+from retromae_jax.logging import METRICS, say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores
 from retromae_jax.retrieval.runs import write_lines
 from retromae_jax.retrieval.significance import Difference, adjusted, differences
 
 QUERIES, CHARACTERS = 3, 80
 AGAIN = "run the evaluation again"
-DESCRIBED = {"collection", "split", "queries", "passages", "intervals"}
+DESCRIBED = {"collection", "split", "queries", "passages"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +85,13 @@ def compare(
         raise InputError(f"not all evaluations have {measure}, but {', '.join(common)}; choose another --measure")
     if baseline is not None and baseline not in found:
         raise InputError(f"there is no evaluation {baseline!r}, but {', '.join(found)}; choose another --baseline")
-    curves = {name: read_curves(directory) for name, directory in (trainings or {}).items()}
-    gains = reconstruction_gains(curves)
+    remedy = "is it the directory of a training run?"
+    curves = {name: read_json_lines(directory / METRICS, remedy) for name, directory in (trainings or {}).items()}
+    gains = {
+        name: [(row["step"], row[GAIN]) for row in rows if GAIN in row]
+        for name, rows in curves.items()
+        if any(GAIN in row for row in rows)
+    }
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,8 +115,7 @@ def compare(
     shutil.copyfile(last.directory / "run.trec", output / "run.trec")
     if pairs:
         _plot(found, pairs, measure, output / "differences.png")
-    if any(curves.values()):
-        plot_curves(curves, output / "curves.png")
+    plot_curves(curves, output / "curves.png")
 
     for name, measured in gains.items():
         path = ", ".join(f"{gain:.3f} at step {step:,}" for step, gain in measured)
@@ -140,19 +144,15 @@ def read_evaluation(directory: Path) -> Evaluation:
         )
     description = read_json(directory / "metrics.json", dict, AGAIN)
     path = directory / "per_query.jsonl"
-    per_query, texts = {}, {}
+    per_query, texts, means = {}, {}, {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            query, text = values.pop("query"), values.pop("text")
-            per_query[query], texts[query] = values, text
-        means = {name: description["metrics"][name] for name in next(iter(per_query.values()))}
-        is_complete = all(values.keys() == means.keys() for values in per_query.values())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
-        is_complete = False
-    if not is_complete or not description.keys() >= DESCRIBED:
+        for values in read_json_lines(path, AGAIN):
+            query, texts[query] = values["query"], values["text"]
+            per_query[query] = {name: values[name] for name in description["metrics"]}
+        means = {name: description["metrics"][name] for name in description["intervals"]}
+    except (LookupError, TypeError):
+        per_query = {}
+    if not per_query or not description.keys() >= DESCRIBED:
         raise InputError(f"{path}: not what an evaluation writes; {AGAIN}")
     return Evaluation(directory, description, Scores(means, dict(sorted(per_query.items()))), texts)
 

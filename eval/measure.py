@@ -16,7 +16,7 @@ from retromae_jax.errors import InputError
 from retromae_jax.logging import say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores, score
 from retromae_jax.retrieval.runs import Run, make_run, write_lines, write_run
-from retromae_jax.retrieval.significance import Interval, differences, intervals
+from retromae_jax.retrieval.significance import Interval, differences, intervals, plus_minus
 
 MEASURES_SHOWN = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10", "MAP")
 INTERVALS = "means over the queries ± half the width of their 95 % confidence intervals (bootstrap)"
@@ -256,9 +256,7 @@ def cells(
         sign: `+` for differences, whose sign is written always.
     """
     return {
-        measure: f"{means[measure]:{sign}.4f} ± {(intervals[measure][1] - intervals[measure][0]) / 2:.4f}"
-        if measure in means
-        else None
+        measure: plus_minus(means[measure], intervals[measure], sign) if measure in means else None
         for measure in measures
     }
 

@@ -19,6 +19,31 @@ def replace(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
+def read_json_lines(path: Path, remedy: str = "fetch or make it again") -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file, which are dictionaries.
+
+    Args:
+        path: the file.
+        remedy: what to do about a broken one.
+
+    Raises:
+        InputError: if it cannot be read, or a line is no dictionary.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; {remedy}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}; {remedy}") from error
+        if not isinstance(rows[-1], dict):
+            raise InputError(f"{path}:{number}: not a JSON object; {remedy}")
+    return rows
+
+
 def read_json(path: Path, kind: type = dict, remedy: str = "fetch or make it again") -> Any:
     """The content of a JSON file.
 

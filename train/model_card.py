@@ -22,6 +22,7 @@ from retromae_jax.errors import InputError
 from retromae_jax.files import read_json
 from retromae_jax.logging import duration, read_metrics
 from retromae_jax.models.text_encoder import embedding_width
+from retromae_jax.retrieval.significance import plus_minus
 from train import heartbeat, probe, snippets
 
 README, CURVES = "README.md", "curves.png"
@@ -55,16 +56,8 @@ class Base(NamedTuple):
     metadata: ModelCardData | None
 
 
-class Evaluation(NamedTuple):
-    """What an evaluation command wrote.
-
-    Attributes:
-        description: `metrics.json`.
-        margins: measure -> half the width of the 95 % confidence interval of its mean over the queries.
-    """
-
-    description: dict[str, Any]
-    margins: dict[str, float]
+# An evaluation's metrics.json.
+Evaluation = dict[str, Any]
 
 
 def card_files(source: Source, step: int, is_cross_encoder: bool, about: About) -> dict[str, bytes]:
@@ -108,17 +101,16 @@ def card_files(source: Source, step: int, is_cross_encoder: bool, about: About) 
 
 
 def read_evaluation(directory: Path) -> Evaluation:
-    """Reads an evaluation command's output directory.
+    """Reads what an evaluation command left in its output directory.
 
     Raises:
         InputError: if it is none.
     """
     remedy = "run the evaluation again"
     description = read_json(directory / "metrics.json", dict, remedy)
-    if not isinstance(description.get("metrics"), dict) or not {"collection", "split"} <= description.keys():
+    if not {"collection", "split", "queries", "metrics", "intervals"} <= description.keys():
         raise InputError(f"{directory / 'metrics.json'}: not the scores of an evaluation command; {remedy}")
-    margins = {measure: (high - low) / 2 for measure, (low, high) in description.get("intervals", {}).items()}
-    return Evaluation(description, margins)
+    return description
 
 
 def base_of(init: str) -> Base:
@@ -158,13 +150,13 @@ def _metadata(
             task_name="Reranking" if is_cross_encoder else "Information Retrieval",
             dataset_type=_name_of(one),
             dataset_name=_name_of(one),
-            dataset_split=one.description["split"],
+            dataset_split=one["split"],
             metric_type=measure.lower(),
             metric_name=measure,
             metric_value=round(value, 4),
         )
         for one in evaluations
-        for measure, value in one.description["metrics"].items()
+        for measure, value in one["metrics"].items()
     ]
     return ModelCardData(
         language=list(about.language) or (base.metadata.language if base.metadata else None),
@@ -180,7 +172,7 @@ def _metadata(
 
 
 def _name_of(evaluation: Evaluation) -> str:
-    return Path(evaluation.description["collection"]).name
+    return Path(evaluation["collection"]).name
 
 
 def _what_it_is(source: Source, description: Mapping[str, Any], is_cross_encoder: bool) -> str:
@@ -217,14 +209,13 @@ def _what_it_is(source: Source, description: Mapping[str, Any], is_cross_encoder
 
 def _scores(evaluations: Sequence[Evaluation]) -> str:
     """A table of the means over queries, with 95 % confidence intervals."""
-    shown = [measure for measure in SHOWN if any(measure in one.description["metrics"] for one in evaluations)]
+    shown = [measure for measure in SHOWN if any(measure in one["metrics"] for one in evaluations)]
     lines = []
     for one in evaluations:
-        metrics, count = one.description["metrics"], one.description.get("queries")
-        cells = [_name_of(one), one.description["split"], f"{count:,}" if count else "-"]
+        cells = [_name_of(one), one["split"], f"{one['queries']:,}"]
         for measure in shown:
-            interval = f" ± {one.margins[measure]:.4f}" if measure in one.margins else ""
-            cells.append(f"{metrics[measure]:.4f}{interval}" if measure in metrics else "-")
+            is_known = measure in one["metrics"]
+            cells.append(plus_minus(one["metrics"][measure], one["intervals"][measure]) if is_known else "-")
         lines.append(cells)
     table = _markdown(["collection", "split", "queries", *shown], lines)
     return f"{table}\n\nMeans over the queries, with 95 % confidence intervals."

@@ -11,7 +11,6 @@ nDCG uses grades as gains, as trec_eval and BEIR do. The other measures know rel
 `relevance_level` is the grade where that begins, `trec_eval -l`.
 """
 
-import ast
 import dataclasses
 from collections.abc import Sequence
 from statistics import fmean
@@ -92,7 +91,7 @@ def _measure(name: str, relevance_level: int) -> ir_measures.Measure:
     try:
         measure = ir_measures.measures.registry[family]
         if separator:
-            measure @= ast.literal_eval(cutoff)
-    except (KeyError, ValueError, SyntaxError):
+            measure @= measure.SUPPORTED_PARAMS[measure.AT_PARAM].dtype(cutoff)
+    except (KeyError, ValueError):
         raise InputError(f"the measure {name!r} is unknown; known are, for example, {', '.join(MEASURES)}") from None
     return measure(rel=relevance_level) if "rel" in measure.SUPPORTED_PARAMS else measure

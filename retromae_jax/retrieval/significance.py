@@ -47,6 +47,11 @@ def intervals(scores: Scores) -> dict[str, Interval]:
     return dict(zip(scores.means, bootstrap(scores.values(list(scores.means))), strict=True))
 
 
+def plus_minus(mean: float, interval: Interval, sign: str = "") -> str:
+    """A mean and half the width of its interval, as tables show them; `+` as `sign` signs all means."""
+    return f"{mean:{sign}.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
+
+
 def differences(before: Scores, after: Scores, measures: Sequence[str]) -> dict[str, Difference]:
     """Compares two systems' scores of the same queries: measure -> difference."""
     gains = after.values(measures) - before.values(measures)

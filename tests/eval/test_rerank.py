@@ -80,7 +80,7 @@ def test_a_run_is_reranked_and_the_gain_is_shown(collection, calls, tmp_path, ca
     assert (metrics["gain"]["MAP"]["better"], metrics["gain"]["MAP"]["worse"]) == (2, 0)
     before, after, gain = (line.split() for line in capsys.readouterr().out.splitlines()[-3:])
     assert before[:2] == ["before", "0.2778"] and after[:2] == ["mine", "0.6667"] and gain[:2] == ["gain", "+0.3889"]
-    assert calls == [("model", "m/mine", "float32"), (5, 24, 64)]
+    assert calls == [("model", "m/mine", "float32"), (5, 24, None)]
 
 
 def test_pairs_of_mined_negatives_are_scored_with_the_relevant_passages(collection, calls, tmp_path, monkeypatch):

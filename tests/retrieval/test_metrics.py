@@ -95,6 +95,13 @@ def test_chosen_measures_only():
     assert scores.means == {"Recall@5": 1.0, "MRR@10": 1.0}
 
 
+def test_interpolated_precision():
+    scores = score(
+        {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"b": 1, "x": 1}}, ["IPrec@0.0", "IPrec@0.5", "IPrec@0.6"]
+    )
+    assert scores.means == {"IPrec@0.0": 0.5, "IPrec@0.5": 0.5, "IPrec@0.6": 0.0}
+
+
 def test_unknown_measure_and_no_qrels():
     for name in ("accuracy of guesses", "nDCG@", "nDCG@ten"):
         with pytest.raises(InputError, match=f"measure '{name}' is unknown"):

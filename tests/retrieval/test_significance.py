@@ -13,6 +13,7 @@ from retromae_jax.retrieval.significance import (
     differences,
     holm,
     intervals,
+    plus_minus,
     randomization_test,
     t_test,
 )
@@ -38,6 +39,11 @@ def test_intervals_are_scipys(systems):
         assert (low, high) == pytest.approx(tuple(known.confidence_interval), abs=0.03 * width)
         # The queries are many enough for the normal approximation to be near.
         assert high - low == pytest.approx(2 * 1.96 * values.std() / len(values) ** 0.5, rel=0.05)
+
+
+def test_tables_show_half_the_width():
+    assert plus_minus(0.38214, (0.377, 0.3872)) == "0.3821 ± 0.0051"
+    assert plus_minus(0.1, (-0.1, 0.3), "+") == "+0.1000 ± 0.2000"
 
 
 def test_intervals_of_few_queries():

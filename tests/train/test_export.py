@@ -167,11 +167,11 @@ def test_scores_of_evaluations_are_in_the_table_and_in_the_hubs_form(run, tmp_pa
     evaluation.mkdir()
     description = {"collection": "data/msmarco", "split": "dev", "queries": 4}
     description["metrics"] = {"MRR@10": 0.5, "Recall@1000": 0.75}
-    description["intervals"] = {"MRR@10": [0.0, 1.0], "Recall@1000": [0.5, 0.875]}
+    description["intervals"] = {"MRR@10": [0.125, 1.0], "Recall@1000": [0.5, 0.875]}
     (evaluation / "metrics.json").write_text(json.dumps(description))
     export(str(run), tmp_path / "exported", About("whales", evaluations=[evaluation]))
     card = card_of(tmp_path / "exported")
-    assert "| msmarco | dev | 4 | 0.5000 ± 0.5000 | 0.7500 ± 0.1875 |" in card.text
+    assert "| msmarco | dev | 4 | 0.5000 ± 0.4375 | 0.7500 ± 0.1875 |" in card.text
     assert card.data.model_name == "whales"
     (result, other) = card.data.eval_results
     assert (result.task_type, result.dataset_name, result.dataset_split) == ("information-retrieval", "msmarco", "dev")
