@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.encoder import Encoder, Encoders
+from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
@@ -23,7 +23,6 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import TextEncoder, UntiedEncoders
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.objectives.reranking import Reranking
-from retromae_jax.retrieval.encode import encode_texts
 from train import export as command
 from train.export import export
 from train.model_card import About, base_of
@@ -110,7 +109,7 @@ def test_every_block_of_code_in_a_card_runs_and_says_the_same(kind, tokenizer, t
     assert (words is not None) == (kind in OBJECTIVES) and len(scores) == 3 and len(ours) == 2
     if kind == "lexical":  # other libraries know the dense part alone
         encoder = Encoder.from_pretrained(str(directory))
-        query, passage = (unpack(encode_texts(encoder, texts, 24), 12)[0] for texts in (QUERIES, PASSAGES))
+        query, passage = (unpack(encoder.encode(texts), 12)[0] for texts in (QUERIES, PASSAGES))
         ours = np.sort((query @ passage.T).ravel())
     for name, found in scores.items():
         np.testing.assert_allclose(found, ours, atol=1e-5 * max(1, np.max(np.abs(ours))), err_msg=name)
@@ -120,8 +119,7 @@ def test_every_block_of_code_in_a_card_runs_and_says_the_same(kind, tokenizer, t
 
 def in_bfloat16(directory):
     """Cosines of our vectors in bfloat16 with sentence-transformers' in float32."""
-    encoder = Encoders.from_pretrained(str(directory), compute_dtype="bfloat16").passage
-    ours = encode_texts(encoder, PASSAGES, 24)
+    ours = Encoder.from_pretrained(str(directory), compute_dtype="bfloat16").encode(PASSAGES)
     folder = directory / "passage" if (directory / "passage").is_dir() else directory
     theirs = SentenceTransformer(str(folder), device="cpu").encode(PASSAGES)
     ours = ours[:, : theirs.shape[1]]  # without a lexical part
@@ -214,8 +212,8 @@ def test_any_checkpoint_of_a_run_is_a_model(run, tmp_path, capsys):
     assert "| step | 3 of 9 |" in card_of(tmp_path / "third").text
     for exported, opened in ((tmp_path / "third", checkpoint), (tmp_path / "newest", run)):
         np.testing.assert_array_equal(
-            encode_texts(Encoder.from_pretrained(str(exported)), PASSAGES, 24),
-            encode_texts(Encoder.from_pretrained(str(opened)), PASSAGES, 24),
+            Encoder.from_pretrained(str(exported)).encode(PASSAGES),
+            Encoder.from_pretrained(str(opened)).encode(PASSAGES),
         )
     name = "bert.embeddings.layer_norm.bias"
     third, sixth = (open_model(str(run / "checkpoints" / step)) for step in ("3", "6"))
