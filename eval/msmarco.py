@@ -2,10 +2,11 @@
 
     python -m eval.msmarco --model exported/ --collection data/msmarco --split dev
 
-Queries and passages are encoded, all passages are searched exactly, and the run is scored: MRR@10, Recall@100,
-Recall@1000, nDCG@10, MAP. Embeddings with a lexical part (lexical_top_k) are searched without an index, which takes
-long: docs/design.md has figures. Until the end, the embeddings lie in files in the output directory (passages x width x
-4 bytes) instead of memory; with --embeddings, those that eval.encode has made are searched.
+Queries and passages are encoded, all passages are searched, exactly unless --search names an approximate index
+(docs/search.md), and the run is scored: MRR@10, Recall@100, Recall@1000, nDCG@10, MAP. Embeddings with a lexical part
+(lexical_top_k) are searched without an index, which takes long: docs/design.md has figures. Until the end, the
+embeddings lie in files in the output directory (passages x width x 4 bytes) instead of memory; with --embeddings, those
+that eval.encode has made are searched.
 
 Of MS MARCO's own passages, published scores are shown beside the new one. Those of RetroMAE are of passages with titles
 (RocketQA's corpus); the output says which file was searched, and whether with titles. `python -m eval.downloads` lists

@@ -1,10 +1,9 @@
 """What every command that searches with an encoder does alike: its arguments, encoding and searching."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from eval.measure import add_model_arguments, positive
@@ -165,11 +164,11 @@ class Retriever:
         """
         own = hosts.share(len(queries))
         embeddings = encode_texts(self.encoders.query, queries[own.start : own.stop], "query", self.batch_size)
-        embeddings = np.concatenate(list(_of_all_hosts(directory, "queries", embeddings)))
+        embeddings = np.concatenate(list(hosts.exchange(directory, "queries", embeddings)))
         found = self._search(embeddings, k, hosts.share(len(self._indexed)))
         # Shares follow each other, as the passages do.
         best = TopK(len(queries), k)
-        parts = (_of_all_hosts(directory, name, part) for name, part in zip(("scores", "indices"), found, strict=True))
+        parts = (hosts.exchange(directory, name, part) for name, part in zip(("scores", "indices"), found, strict=True))
         for scores, indices in zip(*parts, strict=True):
             best.add(scores, indices)
         return best.scores, best.indices
@@ -186,11 +185,3 @@ class Retriever:
         if self._index.recall is not None:
             self.settings["search_recall"] = self._index.recall
         return found
-
-
-def _of_all_hosts(directory: Path, name: str, part: np.ndarray) -> Iterator[np.ndarray]:
-    """Each host's part of something, one after the other."""
-    files = hosts.files(directory, f"{name}.npy")
-    np.save(files[jax.process_index()], part)
-    hosts.wait_for_all(name)
-    return map(np.load, files)

@@ -104,6 +104,20 @@ def files(directory: Path, name: str) -> list[Path]:
     return [directory / f"{stem}-{number:05d}-of-{processes:05d}.{suffix}" for number in range(processes)]
 
 
+def exchange(directory: Path, name: str, own: np.ndarray) -> Iterator[np.ndarray]:
+    """What every process has of something, in their order, after all have come here.
+
+    Args:
+        directory: seen by all processes; the parts stay in files in it.
+        name: of the whole.
+        own: this process's part.
+    """
+    part_files = files(directory, f"{name}.npy")
+    np.save(part_files[jax.process_index()], own)
+    wait_for_all(name)
+    return map(np.load, part_files)
+
+
 def wait_for_all(reason: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

@@ -13,7 +13,7 @@ OURS = """\
 from retromae_jax import Encoder
 
 encoder = Encoder.from_pretrained("{model}")
-hits = encoder.search(queries[0], passages, k=2)
+hits = encoder.search(queries[0], passages)
 scores = [hit.score for hit in hits]
 """
 
@@ -39,17 +39,17 @@ TRANSFORMERS = """\
 import torch
 {imports}
 
-def encode(texts{of_kind}):
+def encode(texts, max_length{of_kind}):
     tokenizer = AutoTokenizer.from_pretrained("{model}"{subfolder})
     model = AutoModel.from_pretrained("{model}"{subfolder})
-    inputs = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     with torch.no_grad():
         states = model(**inputs).last_hidden_state
 {vectors}
     return vectors
 
 
-scores = encode(queries{query}) @ encode(passages{passage}).T
+scores = encode({queries}{query}) @ encode({passages}{passage}).T
 """
 TRANSFORMERS_IMPORT = "from transformers import AutoModel, AutoTokenizer\n"
 PROJECTION_IMPORTS = (
@@ -165,15 +165,20 @@ def _of_encoder(settings: EncoderSettings, model: str, is_on_hub: bool) -> dict[
         vectors.append(PROJECTION.format(model=model, dense=dense))
     if settings.normalize:
         vectors.append(NORMALIZE)
+    texts = {}
+    for kind, name in (("query", "queries"), ("passage", "passages")):
+        prompt = settings.prompt_of(kind)
+        prompted = f"[{prompt!r} + text for text in {name}]" if prompt else name
+        texts[name] = f"{prompted}, {settings.max_length_of(kind)}"
     return {
         "retromae_jax": OURS.format(model=model),
         "sentence-transformers": SENTENCE_TRANSFORMERS.format(**names),
         "transformers": TRANSFORMERS.format(
             imports=PROJECTION_IMPORTS if settings.projection else TRANSFORMERS_IMPORT,
             model=model,
-            max_length=settings.max_length,
             vectors="\n".join(vectors),
             **of_kinds,
+            **texts,
         ),
         "faiss": FAISS.format(**names),
     }

@@ -1,10 +1,8 @@
 """Search over the embeddings of passages, which may be larger than memory: the one entry to all methods.
 
-    device                   exact, in JAX on all devices (`device_search`); the default on accelerators
-    flat:gpu                 exact, by Faiss (`faiss_search`), on GPUs where faiss-gpu is installed, unless gpu=0; the
-                             default on CPUs
-    hnsw:M,efConstruction,efSearch    approximate, by Faiss
-    ivfpq:nlist,M,nprobe,gpu          approximate, by Faiss
+- `device`: exact, in JAX on all devices of a host (`device_search`); the default on accelerators.
+- `flat`: exact, by Faiss (`faiss_search`), on GPUs where faiss-gpu is installed; the default on CPUs.
+- `hnsw`, `ivfpq`: approximate, by Faiss.
 
 Exact methods find the same passages, but where scores are equal up to rounding. Of passages with equal scores, those
 that stand first in their file are found: that decides which are in a run. How a run ranks them then is another rule,
@@ -20,7 +18,7 @@ import numpy as np
 from retromae_jax.errors import InputError
 from retromae_jax.logging import say
 from retromae_jax.retrieval import device_search, faiss_search, lexical_search
-from retromae_jax.retrieval.slices import Embeddings, Slices, as_float32, finite
+from retromae_jax.retrieval.slices import Slices, StoredEmbeddings, as_float32, finite
 from retromae_jax.retrieval.top_k import Found, TopK
 
 # Methods and their parameters.
@@ -109,7 +107,7 @@ class PassageIndex:
 
     def __init__(
         self,
-        passages: Embeddings,
+        passages: StoredEmbeddings,
         method: Method | None = None,
         lexical_top_k: int = 0,
         share: range | None = None,

@@ -20,7 +20,7 @@ HALF_PRECISION = {
 }
 
 
-class Embeddings(Protocol):
+class StoredEmbeddings(Protocol):
     """Stored embeddings, or an array of them."""
 
     @property
@@ -38,7 +38,7 @@ class Slices:
         task: what the progress is called.
     """
 
-    def __init__(self, embeddings: Embeddings, share: range, task: str):
+    def __init__(self, embeddings: StoredEmbeddings, share: range, task: str):
         self.embeddings, self.share, self.task = embeddings, share, task
 
     def float32(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -89,7 +89,7 @@ def finite(embeddings: np.ndarray, kind: str, start: int = 0) -> np.ndarray:
         InputError: if a value is not finite.
     """
     with np.errstate(all="ignore"):
-        sums = embeddings @ np.ones(embeddings.shape[1], np.float32)
+        sums = embeddings.sum(axis=1)
     # A sum may overflow; only a value that is not finite is wrong.
     suspects = np.flatnonzero(~np.isfinite(sums))
     wrong = suspects[~np.isfinite(embeddings[suspects]).all(axis=1)]

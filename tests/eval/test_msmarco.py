@@ -287,3 +287,10 @@ def test_real_encoder_finds_by_meaning(minilm_directory, tmp_path):
     assert max(abs(float(line.split()[4])) for line in shortened.run) <= 1.0 + 1e-6
     with pytest.raises(SystemExit):
         main(f"{arguments} --dimension 385".split())
+
+
+def test_an_approximate_search_says_how_much_it_finds(collection, calls, tmp_path):
+    arguments = "--no-titles --depth 1 --search hnsw:M=8,efSearch=50"
+    main(f"--model m --collection {collection} --output {tmp_path / 'o'} {arguments}".split())
+    settings = read(tmp_path / "o").metrics["settings"]
+    assert (settings["search"], settings["search_recall"]) == ("hnsw:M=8,efSearch=50", 1.0)

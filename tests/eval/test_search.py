@@ -116,7 +116,7 @@ def test_through_a_pipe(minilm_directory, tmp_path):
         text=True,
         cwd=Path(__file__).parents[2],
         env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        timeout=120,
+        timeout=300,
     )
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
