@@ -57,10 +57,13 @@ CQADUPSTACK_PARTS = (
 )
 MEASURES_SHOWN = ("nDCG@10", "Recall@100")
 _, PASSAGE = KINDS
+RECALL = "search_recall"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.beir", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--model",
         required=True,
@@ -81,9 +84,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--depth", type=positive, default=1000, help="passages to rank for each query (default: %(default)s)"
     )
     retriever.add_encoder_arguments(parser)
+    retriever.add_search_argument(parser)
     hosts.add_flags(parser)
     # BEIR's titles stand before texts, whatever the model was trained on.
-    parser.set_defaults(titles=True, embeddings=None)
+    parser.set_defaults(titles=True, embeddings=None, search=None)
     arguments = parser.parse_args(argv)
     if arguments.depth < 100:
         parser.error(f"--depth {arguments.depth} is less than the 100 of Recall@100")
@@ -118,7 +122,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]] | Non
             # The sizes of files tell one version of a dataset from another.
             sizes = {file.name: file.stat().st_size for file in files[path][:3]}
             own = argparse.Namespace(**vars(arguments) | {"collection": path, "output": output / dataset / part})
-            found[dataset][part] = _evaluate(own, system, encoder, settings | {"files": sizes})
+            measured = _evaluate(own, system, encoder, settings | {"files": sizes})
+            if measured is not None:  # as on other hosts than the first
+                found[dataset][part] = measured
     hosts.part()
     return _summarize(found, output, system, arguments) if hosts.is_first() else None
 
@@ -133,9 +139,8 @@ def _find(data: Path | None, names: Sequence[str] | None) -> dict[str, dict[str,
             raise InputError(
                 f"{data}: no directory there has the name of one of BEIR's datasets, {', '.join(DATASETS)}"
             )
-        for name in DATASETS:
-            if name not in names:
-                say(f"not measured: {_how_to_get(name, data)}")
+        if missing := [name for name in DATASETS if name not in names]:
+            say(f"not measured, because not in {data}: {', '.join(missing)}; eval.downloads lists how to get them")
     found: dict[str, dict[str, Path]] = {}
     for name in names:
         directory = next((path for path in (data and data / name, Path(name)) if path and path.is_dir()), None)
@@ -201,7 +206,9 @@ def _evaluate(
     if not hosts.is_first():
         return None
     found = without_own(scores, indices, own)
-    report(collection, found, output, system, arguments.titles, settings, seconds)
+    # What an approximate search found of what there was.
+    recall = {RECALL: encoder.settings[RECALL]} if RECALL in encoder.settings else {}
+    report(collection, found, output, system, arguments.titles, {**settings, **recall}, seconds)
     return read_json(output / "metrics.json")
 
 
@@ -211,8 +218,10 @@ def _measured(arguments: argparse.Namespace, settings: Mapping[str, object]) -> 
         return None
     found = read_json(path, remedy="remove it")
     wanted = {"split": arguments.split, "depth": arguments.depth, "settings": json.loads(json.dumps(settings))}
-    wanted["settings"]["model"] = found["settings"].get("model")  # its weights decide, not its name
-    return found if wanted == {key: found[key] for key in wanted} else None
+    # A model's weights decide, not its name; and what was found out is no setting.
+    ignored = {key: found["settings"][key] for key in ("model", RECALL) if key in found["settings"]}
+    wanted["settings"] |= ignored
+    return found if wanted == {key: found.get(key) for key in wanted} else None
 
 
 def without_own(scores: np.ndarray, indices: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    evaluate(argument_parser(__doc__).parse_args(argv))
+    evaluate(argument_parser("bm25", __doc__).parse_args(argv))
 
 
 if __name__ == "__main__":

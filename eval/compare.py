@@ -19,6 +19,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.measure import INTERVALS, MEASURES_SHOWN, cells
 from eval.page import cut
@@ -217,7 +218,7 @@ def _queries(before: Evaluation, after: Evaluation, measure: str) -> str:
         query: values[measure] - before.scores.per_query[query][measure]
         for query, values in after.scores.per_query.items()
     }
-    by_gain = sorted(gains, key=gains.get)
+    by_gain = sorted(gains, key=lambda query: gains[query])
     lines = []
     for name, queries in (("gain", by_gain[: -QUERIES - 1 : -1]), ("lose", by_gain[:QUERIES])):
         changed = [query for query in queries if (gains[query] > 0 if name == "gain" else gains[query] < 0)]
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    named = {"action": "append", "type": _named_directory, "metavar": "NAME=DIR", "default": []}
+    named: dict[str, Any] = {"action": "append", "type": _named_directory, "metavar": "NAME=DIR", "default": []}
     parser.add_argument(
         "--evaluation", required=True, **named, help="output directory of an evaluation, in table order"
     )

@@ -55,7 +55,9 @@ def convert(source: Path, to: Path, layout: str) -> None:
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--from", dest="source", type=Path, required=True, help="directory to read")
     parser.add_argument("--to", type=Path, required=True, help="directory to write")
     parser.add_argument(

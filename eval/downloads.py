@@ -231,9 +231,10 @@ def _unpack_files(download: Download, archive: Path, directory: Path) -> None:
         for member in opened:
             # By its own name, wherever it lies there: so it cannot lie outside the directory.
             name = Path(member.name).name
-            if member.isfile() and name in download.files:
+            content = opened.extractfile(member) if member.isfile() and name in download.files else None
+            if content is not None:
                 with (directory / f"{name}.part").open("wb") as file:
-                    shutil.copyfileobj(opened.extractfile(member), file, BYTES_AT_ONCE)
+                    shutil.copyfileobj(content, file, BYTES_AT_ONCE)
                 (directory / f"{name}.part").replace(directory / name)
                 found.add(name)
     if missing := set(download.files) - found:
@@ -257,7 +258,9 @@ def _unpack_directory(download: Download, archive: Path, directory: Path) -> Non
 
 @exits_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.downloads", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch (default: nothing, the list is shown)")
     parser.add_argument("--to", type=Path, help="directory to fetch into")
     arguments = parser.parse_args(argv)

@@ -19,7 +19,9 @@ from retromae_jax.retrieval.metrics import Scores
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.fuse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--run", type=Path, action="append", required=True, help="what a system found, in TREC's or MS MARCO's format"
     )

@@ -22,13 +22,16 @@ MEASURES_SHOWN = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10", "MAP")
 INTERVALS = "means over the queries ± half the width of their 95 % confidence intervals (bootstrap)"
 
 
-def argument_parser(command: str) -> argparse.ArgumentParser:
+def argument_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The arguments of an evaluation that searches.
 
     Args:
-        command: `__doc__` of the command's module; its text is the help.
+        command: name of the command's module.
+        description: the module's `__doc__`; its text is the help.
     """
-    parser = argparse.ArgumentParser(description=command, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m eval.{command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_collection_arguments(parser, "dev")
     add_titles_argument(parser)
     add_output_arguments(parser)
@@ -98,7 +101,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="texts that each device computes at once where they are as long as may be; of shorter ones as many more "
         f"(default: {BATCH_SIZES['cpu']} on CPUs, {BATCH_SIZES['tpu']} on accelerators)",
     )
-    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--compute-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of activations (default: %(default)s)",
+    )
 
 
 def positive(argument: str) -> int:

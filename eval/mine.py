@@ -52,7 +52,9 @@ class Found(NamedTuple):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     search = parser.add_mutually_exclusive_group(required=True)
     search.add_argument(
         "--model",
@@ -120,8 +122,8 @@ def _mine(arguments: argparse.Namespace, directory: Path) -> None:
     def lines(found: Iterator[Found]) -> Iterator[str]:
         for queries, scores, indices in found:
             drawn = [
-                sampler.sample(query, *one, relevant[query])
-                for query, *one in zip(queries, scores, indices, strict=True)
+                sampler.sample(query, own_scores, own_indices, relevant[query])
+                for query, own_scores, own_indices in zip(queries, scores, indices, strict=True)
             ]
             counts.append(np.array([(len(one.negatives), *one[1:]) for one in drawn], np.int64))
             for query, one in zip(queries, drawn, strict=True):
@@ -157,6 +159,7 @@ def _search(
         if hosts.is_first():
             yield from _read(arguments.run, collection, trained, arguments.to_rank)
         return
+    find: Search
     if arguments.bm25:
         find = BM25(collection.passages.texts(arguments.titles is not False)).search
     else:
@@ -178,7 +181,8 @@ def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int
     """The best `depth` passages of a run's queries that are among the trained ones."""
     ids = list(collection.queries)
     numbers = {ids[number]: number for number in trained}
-    queries, rankings = [], []
+    queries: list[int] = []
+    rankings: list[list[tuple[str, float]]] = []
 
     def found() -> Found:
         scores = np.full((len(queries), depth), -np.inf, np.float32)

@@ -28,7 +28,7 @@ from retromae_jax.retrieval.metrics import Scores
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argument_parser(__doc__)
+    parser = argument_parser("msmarco", __doc__)
     parser.add_argument(
         "--model",
         required=True,

@@ -129,12 +129,15 @@ def _lists(queries: Sequence[str], scores: Scores, measure: str) -> dict[str, li
 def _hits(query: str, collection: Collection, run: Run) -> list[Hit]:
     """A query's best passages, and relevant ones that stand below or nowhere."""
     ranked = {passage: (rank, score) for rank, (passage, score) in enumerate(ranking(run.get(query, {})), 1)}
+    not_found: tuple[None, None] = (None, None)
     grades = collection.qrels[query]
     best = list(ranked)[:HITS]
     relevant = [passage for passage, grade in grades.items() if grade >= collection.relevance_level]
     missed = sorted(set(relevant) - set(best), key=lambda passage: (ranked.get(passage, (math.inf,))[0], passage))
     return [
-        Hit(passage, *ranked.get(passage, (None, None)), grades.get(passage)) for passage in best + missed[:RELEVANT]
+        Hit(passage, rank, score, grades.get(passage))
+        for passage in best + missed[:RELEVANT]
+        for rank, score in [ranked.get(passage, not_found)]
     ]
 
 
@@ -143,11 +146,12 @@ def _texts(collection: Collection, passages: Iterable[str]) -> dict[str, str]:
     if collection.passages is None:
         return {}
     ids = sorted(passages)
-    found = [collection.passages[int(index)] for index in collection.passages.indices(ids)]
-    return {
-        passage: cut(f"{title}: {text}" if title else text, CHARACTERS)
-        for passage, (title, text) in zip(ids, found, strict=True)
-    }
+    texts = {}
+    for passage, index in zip(ids, collection.passages.indices(ids).tolist(), strict=True):
+        if index >= 0:  # some published qrels name passages that are not there
+            title, text = collection.passages[index]
+            texts[passage] = cut(f"{title}: {text}" if title else text, CHARACTERS)
+    return texts
 
 
 def _query(query: str, collection: Collection, value: str, hits: Sequence[Hit], texts: Mapping[str, str]) -> str:
@@ -211,7 +215,7 @@ def _rank_plot(scores: Scores, depth: int) -> str:
     ranks = np.rint(1 / reciprocal_ranks[reciprocal_ranks > 0])
     last = [rank for rank in RANKS if rank < depth] + [depth]
     first = [1, *(rank + 1 for rank in last[:-1])]
-    counts = [np.count_nonzero((low <= ranks) & (ranks <= high)) for low, high in zip(first, last, strict=True)]
+    counts = [int(np.count_nonzero((low <= ranks) & (ranks <= high))) for low, high in zip(first, last, strict=True)]
     counts.append(len(reciprocal_ranks) - len(ranks))
     labels = [str(high) if low == high else f"{low}-{high}" for low, high in zip(first, last, strict=True)]
     bars = axes.bar([*labels, "none"], np.divide(counts, len(reciprocal_ranks)))

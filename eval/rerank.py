@@ -48,7 +48,7 @@ PAIRS_AT_ONCE = 2**14
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argument_parser(__doc__)
+    parser = argument_parser("rerank", __doc__)
     parser.set_defaults(depth=100)
     parser.add_argument(
         "--model", required=True, help="cross-encoder: Hugging Face directory or Hub name, or run directory"

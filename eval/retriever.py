@@ -39,7 +39,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-prompt", help=f"what stands before every query {own}")
     parser.add_argument("--passage-prompt", help=f"what stands before every passage {own}")
     parser.add_argument("--title-separator", help=f"between title and text {own}")
-    parser.add_argument("--pooling", choices=POOLINGS, help=own)
+    parser.add_argument("--pooling", choices=POOLINGS, help=f"from token states to the sentence embedding {own}")
     parser.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, help=f"scale embeddings to length 1 {own}"
     )
@@ -59,14 +59,19 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `add_encoder_arguments`, how to search, and where embeddings are that need not be made."""
+    """Adds the arguments of a command that searches one collection: where its embeddings may be, and all else."""
     add_encoder_arguments(parser)
+    add_search_argument(parser)
     parser.add_argument(
         "--embeddings",
         type=Path,
         metavar="DIR",
         help="the passages' embeddings, as eval.encode made them with this model (default: encode them now)",
     )
+
+
+def add_search_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that says how to search."""
     parser.add_argument(
         "--search",
         type=_method,
@@ -154,7 +159,7 @@ class Retriever:
     def search(self, queries: Sequence[str], k: int) -> Found:
         """Encodes queries on this host and finds their best k passages, as of `PassageIndex.search`."""
         embeddings = encode_texts(self.encoders.query, queries, "query", self.batch_size)
-        return self._search(embeddings, k, range(len(self._passages)))
+        return self._search(embeddings, k, range(len(self._indexed)))
 
     def search_on_all_hosts(self, queries: Sequence[str], k: int, directory: Path) -> Found:
         """As `search`, all hosts together: each encodes a share of the queries and searches a share of the passages.
@@ -165,7 +170,7 @@ class Retriever:
         own = hosts.share(len(queries))
         embeddings = encode_texts(self.encoders.query, queries[own.start : own.stop], "query", self.batch_size)
         embeddings = np.concatenate(list(hosts.exchange(directory, "queries", embeddings)))
-        found = self._search(embeddings, k, hosts.share(len(self._passages)))
+        found = self._search(embeddings, k, hosts.share(len(self._indexed)))
         # Shares follow each other, as the passages do.
         best = TopK(len(queries), k)
         parts = (hosts.exchange(directory, name, part) for name, part in zip(("scores", "indices"), found, strict=True))
@@ -173,9 +178,14 @@ class Retriever:
             best.add(scores, indices)
         return best.scores, best.indices
 
+    @property
+    def _indexed(self) -> Embeddings:
+        assert self._passages is not None, "`index` comes first"
+        return self._passages
+
     def _search(self, embeddings: np.ndarray, k: int, share: range) -> Found:
         if self._index is None:
-            self._index = PassageIndex(self._passages, self.method, self.lexical_top_k, share)
+            self._index = PassageIndex(self._indexed, self.method, self.lexical_top_k, share)
         found = self._index.search(embeddings, k)
         if self._index.recall is not None:
             self.settings["search_recall"] = self._index.recall

@@ -24,7 +24,9 @@ from retromae_jax.retrieval.runs import Run, ranking, read_run
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="what a system found")
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument("--collection", type=Path, help="BEIR directory, or directory with MS MARCO's own files")
@@ -40,6 +42,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
     Raises:
         InputError: if collection, qrels, output or run cannot be used.
     """
+    collection: Collection
     if arguments.qrels is not None:
         collection = load_qrels(arguments.qrels)
     else:

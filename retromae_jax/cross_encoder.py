@@ -41,7 +41,7 @@ class CrossEncoder:
     def __init__(
         self,
         config: BertConfig,
-        weights: parameters.Parameters,
+        weights: parameters.Arrays,
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int,
         compute_dtype: str = "float32",

@@ -1,27 +1,28 @@
-"""Pictures of what a training logged."""
+"""What trainings' metrics.jsonl say: their curves, and the reconstruction gain."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 GAIN = "held_out/reconstruction_gain"
+# What a line of metrics.jsonl holds.
+Row = Mapping[str, float]
 
 
-def plot_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], file: Path | BinaryIO) -> bool:
+def plot_curves(curves: Mapping[str, Sequence[Row]], file: Path | BinaryIO) -> bool:
     """Writes a PNG with one row of panels per run: training losses, and what was measured on the way.
 
     Args:
-        runs: name -> lines of `metrics.jsonl`.
+        curves: name -> lines of `metrics.jsonl`.
         file: to write to.
 
     Returns:
         Whether there was anything to draw; without, nothing is written.
     """
-    # Without pyplot, which looks for a display and keeps figures.
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # takes a while
 
     panels = []
-    for name, rows in runs.items():
+    for name, rows in curves.items():
         for prefix, kind in (("", "training"), ("held_out/", "held out")):
             keys = sorted({key for row in rows for key in row if key == f"{prefix}loss" or key.endswith("_loss")})
             keys = [key for key in keys if key.startswith("held_out/") == bool(prefix)]
@@ -32,7 +33,7 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], file: Path | 
     panels = [panel for panel in panels if any(key in row for row in panel[1] for key in panel[2])]
     if not panels:
         return False
-    figure = Figure(figsize=(7, 2.6 * len(panels)))
+    figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)
     for axis, (title, rows, keys) in zip(axes[:, 0], panels, strict=True):
         for key in keys:
@@ -43,6 +44,5 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], file: Path | 
         axis.grid(alpha=0.3)
         if len(keys) > 1:
             axis.legend(fontsize=8)
-    figure.tight_layout()
     figure.savefig(file, dpi=120, format="png")
     return True

@@ -104,7 +104,7 @@ class Encoder:
 
         self._embed = jax.jit(embed)
 
-    def _parameters(self) -> parameters.Parameters:
+    def _parameters(self) -> parameters.Arrays:
         """Those of the model's `TextEncoder`, in host memory."""
         _, shapes = parameters.structure(lambda rngs: TextEncoder(self.config, self.settings, Computation(), rngs))
         weights, report = self.source.parameters(shapes)
@@ -188,12 +188,12 @@ class Encoder:
         Returns:
             The query's hits; of several queries, a list of each one's.
         """
-        from retromae_jax.retrieval.search import search  # Faiss takes a while to import
+        from retromae_jax.retrieval.search import PassageIndex  # Faiss takes a while to import
 
         passages = corpus if isinstance(corpus, np.ndarray) else self.encode(corpus, "passage", progress=progress)
         queries = self.encode([query] if isinstance(query, str) else query, "query", progress=progress)
         with delayed() if progress else delayed(math.inf):
-            found = search(queries, passages, k, self.settings.lexical_top_k)
+            found = PassageIndex(passages, lexical_top_k=self.settings.lexical_top_k).search(queries, k)
         ranked = [hits(*of_query, corpus) for of_query in zip(*found, strict=True)]
         return ranked[0] if isinstance(query, str) else ranked
 
@@ -215,7 +215,7 @@ class Encoder:
         """
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        for name, value in sorted(self._parameters().items()):
+        for name, value in sorted(jax.device_get(self.weights).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(value, np.float32).data)
         return digest.hexdigest()

@@ -67,13 +67,13 @@ class TorchEncoder(Encoder):
     @torch.inference_mode()
     def embed(self, token_ids_BxL: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         """Embeddings of padded texts, float32 [B, D]."""
-        token_ids_BxL, lengths_B = (torch.from_numpy(x).to(self.device) for x in (token_ids_BxL, lengths_B))
-        is_token_BxL = torch.arange(token_ids_BxL.shape[1], device=self.device) < lengths_B[:, None]
-        hidden_BxLxD = self.model(token_ids_BxL, attention_mask=is_token_BxL.long()).last_hidden_state.float()
+        ids_BxL, tokens_B = (torch.from_numpy(x).to(self.device) for x in (token_ids_BxL, lengths_B))
+        is_token_BxL = torch.arange(ids_BxL.shape[1], device=self.device) < tokens_B[:, None]
+        hidden_BxLxD = self.model(ids_BxL, attention_mask=is_token_BxL.long()).last_hidden_state.float()
         if self.settings.pooling == "cls":
             sentence_BxD = hidden_BxLxD[:, 0]
         else:
-            sentence_BxD = (hidden_BxLxD * is_token_BxL[:, :, None]).sum(dim=1) / lengths_B[:, None]
+            sentence_BxD = (hidden_BxLxD * is_token_BxL[:, :, None]).sum(dim=1) / tokens_B[:, None]
         if self.projection is not None:
             sentence_BxD = self.projection(sentence_BxD)
         sentence_BxD = sentence_BxD[:, : self.dimension]

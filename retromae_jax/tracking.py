@@ -9,7 +9,7 @@ import importlib.util
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,7 +75,10 @@ class MLflow:
         self._mlflow.end_run("FAILED" if has_failed else "FINISHED")
 
 
-TRACKERS = {"wandb": WeightsAndBiases, "mlflow": MLflow}
+TRACKERS: dict[str, Callable[[str, str | None, Mapping[str, Any]], Tracker]] = {
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
 
 
 def missing(names: Iterable[str]) -> list[str]:

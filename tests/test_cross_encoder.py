@@ -133,6 +133,15 @@ def test_scores_depend_on_the_pair_alone(exported):
     assert ours.scores([], [], 20, 8).shape == (0,)
 
 
+def test_ranking_is_by_the_scores(exported):
+    ours = CrossEncoder.from_pretrained(str(exported), device=jax.devices()[:1])
+    scores = ours.scores([QUERIES[0]] * 4, PASSAGES, 20, batch_size=4)
+    ranked = ours.rank(QUERIES[0], PASSAGES, batch_size=4)
+    assert [hit.index for hit in ranked] == np.argsort(-scores).tolist()
+    assert [hit.text for hit in ranked] == [PASSAGES[hit.index] for hit in ranked]
+    np.testing.assert_allclose([hit.score for hit in ranked], np.sort(scores)[::-1], atol=1e-6)
+
+
 def test_an_encoder_is_no_cross_encoder(minilm_directory):
     with pytest.raises(InputError, match=r"no cross-encoder, it lacks classifier\.output"):
         CrossEncoder.from_pretrained(str(minilm_directory))

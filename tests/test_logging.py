@@ -1,5 +1,6 @@
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -11,7 +12,7 @@ import termios
 import pytest
 
 from retromae_jax import logging
-from retromae_jax.logging import MetricsLog, Progress, duration, log_file, progress, say, table
+from retromae_jax.logging import MetricsLog, Progress, delayed, duration, log_file, progress, say, table
 from tests.disks import fill
 
 
@@ -44,6 +45,21 @@ def test_progress_off_a_terminal_prints_lines_with_rate_and_time_left(capsys, mo
         "work: 13 of 100 steps, 5 s each, 7 min 15 s left, loss 2.5",
         "work: 3 steps in 1 min 10 s",
     ]
+
+
+def test_quick_tasks_of_a_call_show_no_progress(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])
+    for seconds in (2.9, 3.0):
+        with delayed(), Progress("work", 1, "steps") as shown:
+            clock[0] += seconds
+            shown.update()
+    with delayed(math.inf), Progress("work", 1, "steps") as shown:
+        clock[0] += 100.0
+        shown.update()
+    with Progress("work", 1, "steps") as shown:
+        shown.update()
+    assert capsys.readouterr().err.splitlines() == ["work: 1 steps in 3 s", "work: 1 steps in 0 s"]
 
 
 def test_progress_of_an_iterable_yields_its_items(capsys):

@@ -21,6 +21,7 @@ datasets from the options below:
 import argparse
 from pathlib import Path
 
+import jax
 from safetensors import SafetensorError
 
 from retromae_jax import hosts
@@ -54,13 +55,14 @@ def export(name: str, directory: Path, about: About | None = None) -> None:
     source = open_model(name)
     tokenizer = load_tokenizer(str(source.tokenizer))
     run = Run(source.directory)
-    parameters = run.restore_parameters(source.step)
+    parameters = jax.device_get(run.restore_parameters(source.step))
     run.close()
-    if not hosts.is_first():
+    step = run.checkpoints.saved
+    if not hosts.is_first() or step is None:
         return
     settings, command = source.settings, train_state.read_description(source.directory)["command"]
     is_cross_encoder = any(name.startswith("classifier.") for name in parameters)
-    card = card_files(source, run.checkpoints.saved, is_cross_encoder, about or About(str(directory)))
+    card = card_files(source, step, is_cross_encoder, about or About(str(directory)))
     try:
         if is_cross_encoder:
             huggingface.save_cross_encoder(directory, source.config, parameters, tokenizer, settings.max_length)
@@ -80,7 +82,7 @@ def export(name: str, directory: Path, about: About | None = None) -> None:
     if best := probe.best_step(read_metrics(source.directory)):
         kept = source.directory / "checkpoints" / str(best.step)
         where = f"it is {kept}" if kept.is_dir() else "its checkpoint is not kept"
-        say(f"retrieval probe: {best.told()}; {where}; exported is step {run.checkpoints.saved:,}")
+        say(f"retrieval probe: {best.told()}; {where}; exported is step {step:,}")
 
 
 def export_run(workdir: str) -> None:
@@ -98,17 +100,18 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="run", required=True, metavar="RUN", help="directory of a run or a checkpoint")
     parser.add_argument("--to", dest="directory", required=True, type=Path, metavar="DIR", help="where to write")
-    several = {"action": "append", "default": []}
     parser.add_argument(
         "--evaluation",
-        **several,
+        action="append",
+        default=[],
         type=Path,
         metavar="DIR",
         help="output of an evaluation of the model; may be repeated",
     )
     parser.add_argument(
         "--language",
-        **several,
+        action="append",
+        default=[],
         metavar="CODE",
         help="of the texts, such as en; may be repeated (default: as the card of the model it began with says)",
     )
@@ -119,7 +122,11 @@ def main() -> None:
         help="of the model, as the Hub calls it, such as apache-2.0 (default: as that card says)",
     )
     parser.add_argument(
-        "--dataset", **several, metavar="NAME", help="training data on the Hugging Face Hub; may be repeated"
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="training data on the Hugging Face Hub; may be repeated",
     )
     parser.add_argument(
         "--push-to-hub",

@@ -21,7 +21,7 @@ from retromae_jax.curves import plot_curves
 from retromae_jax.errors import InputError
 from retromae_jax.files import read_json
 from retromae_jax.logging import duration, read_metrics
-from retromae_jax.models.text_encoder import embedding_width
+from retromae_jax.models.text_encoder import KINDS, embedding_width
 from retromae_jax.retrieval.significance import plus_minus
 from train import heartbeat, probe, snippets
 
@@ -52,7 +52,7 @@ class About(NamedTuple):
 class Base(NamedTuple):
     """The model that training began with, as far as it is known: its name on the Hub, and its card's metadata."""
 
-    name: str | None
+    name: str | list[str] | None
     metadata: ModelCardData | None
 
 
@@ -127,7 +127,8 @@ def base_of(init: str) -> Base:
     is_export = {path: (path / huggingface.EXPORT).is_file() for path in (directory, directory.parent)}
     owner = directory.parent if is_export[directory.parent] else directory
     metadata = _metadata_of(owner / README)
-    return Base(metadata.base_model if metadata and is_export[owner] else None, metadata)
+    name = metadata.base_model if metadata and is_export[owner] else None
+    return Base(name if isinstance(name, str) else None, metadata)
 
 
 def _metadata_of(card: Path) -> ModelCardData | None:
@@ -192,6 +193,9 @@ def _what_it_is(source: Source, description: Mapping[str, Any], is_cross_encoder
             f"{settings.max_length} tokens ({', '.join(parts)}). A passage's score for a query is the inner product of "
             "their vectors."
         )
+        for kind in KINDS:
+            if prompt := settings.prompt_of(kind):
+                text += f" Before every {kind} stands `{prompt}`."
         if settings.untie_encoder:
             text += " Queries and passages have an encoder each, `query/` and `passage/`."
         if settings.lexical_top_k:
@@ -221,7 +225,9 @@ def _scores(evaluations: Sequence[Evaluation]) -> str:
     return f"{table}\n\nMeans over the queries, with 95 % confidence intervals."
 
 
-def _training(source: Source, description: Mapping[str, Any], step: int, rows: Sequence[Mapping[str, float]]) -> list:
+def _training(
+    source: Source, description: Mapping[str, Any], step: int, rows: Sequence[Mapping[str, float]]
+) -> list[str]:
     config, command = description["config"], description["command"]
     facts = {
         "starts from": config.get("init") or "random weights",

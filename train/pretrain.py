@@ -6,6 +6,7 @@ The same command runs on a TPU pod, on GPUs and on a CPU. Started again with the
 from the newest checkpoint there.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -90,7 +91,11 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
         say(f"{config.data}: {cut:.1%} of the tokens are beyond block_length {config.block_length} and not read")
     mesh = parallel.training_mesh(config.fsdp)
     settings = EncoderSettings("cls", False, config.block_length)
-    probe = Probe(config, tokenizer, bert, settings, mesh) if config.probe_collection else None
+    # Of longer passages, a probe would take longer than it is worth.
+    short = dataclasses.replace(
+        settings, max_length=min(128, config.block_length), query_max_length=min(32, config.block_length)
+    )
+    probe = Probe(config, tokenizer, bert, short, mesh) if config.probe_collection else None
     computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype, config.remat, config.attention)
     objective = OBJECTIVES[config.objective].from_config(config, bert, vocabulary, computation)
     graph, shapes = parameters.structure(objective.model)

@@ -22,7 +22,7 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import KINDS, TextEncoder, of_kind
 from retromae_jax.retrieval.metrics import score
 from retromae_jax.retrieval.runs import make_run
-from retromae_jax.retrieval.search import search
+from retromae_jax.retrieval.search import Method, PassageIndex
 from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ NAME = "probe"
 MEASURES = ("nDCG@10", "MRR@10")
 MOST_QUERIES = 1000
 DEPTH = 10
-# Longest texts in pretraining, which has no lengths of queries and passages.
-QUERY_MAX_LENGTH, PASSAGE_MAX_LENGTH = 32, 128
 TEXTS_AT_ONCE = 64
 
 
@@ -86,16 +84,14 @@ class Probe:
         self._qrels = {query: collection.qrels[query] for query in self._queries}
         self._level = collection.relevance_level
         self._passage_ids = collection.passages.ids.take(passages)
-        texts = collection.passages.texts(config.get("titles", True))
-        lengths = [
-            min(config.get("query_max_length", QUERY_MAX_LENGTH), bert.max_length),
-            min(config.get("passage_max_length", PASSAGE_MAX_LENGTH), bert.max_length),
-        ]
+        texts = collection.passages.texts(settings.titles, settings.title_separator)
         of_kinds = ([collection.queries[query] for query in self._queries], [texts[int(i)] for i in passages])
         self._batch_size = -(-TEXTS_AT_ONCE // mesh.size) * mesh.size
         self._texts = [
-            _padded(*encode_batch(tokenizer, some, longest), self._batch_size)
-            for some, longest in zip(of_kinds, lengths, strict=True)
+            _padded(
+                *encode_batch(tokenizer, some, settings.max_length_of(kind), settings.prompt_of(kind)), self._batch_size
+            )
+            for some, kind in zip(of_kinds, KINDS, strict=True)
         ]
         computation = Computation.on(parallel.platform(mesh), bert, config.compute_dtype)
         graph, shapes = parameters.structure(lambda rngs: TextEncoder(bert, settings, computation, rngs))
@@ -113,7 +109,8 @@ class Probe:
             self._encoded(texts, of_kind(state.parameters, kind) if self._settings.untie_encoder else state.parameters)
             for texts, kind in zip(self._texts, KINDS, strict=True)
         )
-        found = search(query_embeddings, passage_embeddings, DEPTH, self._settings.lexical_top_k)
+        index = PassageIndex(passage_embeddings, Method("flat"), self._settings.lexical_top_k)
+        found = index.search(query_embeddings, DEPTH)
         return score(make_run(self._queries, self._passage_ids, *found), self._qrels, MEASURES, self._level).means
 
     def _encoded(self, texts: Texts, values: parameters.Parameters) -> np.ndarray:
@@ -143,7 +140,8 @@ def _draw(
     relevant: list[np.ndarray], passages: int, config: ConfigDict, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of queries, in random order, whose relevant passages make up half of all at most; and of passages."""
-    queries, wanted = [], set()
+    queries: list[int] = []
+    wanted: set[int] = set()
     for query in generator.permutation(len(relevant)):
         if len(queries) == MOST_QUERIES:
             break

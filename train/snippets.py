@@ -10,14 +10,11 @@ passages = ["Whales come up for air, because they have lungs.", "An apple falls 
 """
 
 OURS = """\
-from retromae_jax.encoder import Encoders
-from retromae_jax.retrieval.encode import encode_texts
-from retromae_jax.retrieval.search import search
+from retromae_jax import Encoder
 
-encoders = Encoders.from_pretrained("{model}")
-query_vectors = encode_texts(encoders.query, queries, encoders.query.max_length)
-passage_vectors = encode_texts(encoders.passage, passages, encoders.passage.max_length)
-scores, indices = search(query_vectors, passage_vectors, k=2{lexical})
+encoder = Encoder.from_pretrained("{model}")
+hits = encoder.search(queries[0], passages)
+scores = [hit.score for hit in hits]
 """
 
 SENTENCE_TRANSFORMERS = """\
@@ -42,17 +39,17 @@ TRANSFORMERS = """\
 import torch
 {imports}
 
-def encode(texts{of_kind}):
+def encode(texts, max_length{of_kind}):
     tokenizer = AutoTokenizer.from_pretrained("{model}"{subfolder})
     model = AutoModel.from_pretrained("{model}"{subfolder})
-    inputs = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     with torch.no_grad():
         states = model(**inputs).last_hidden_state
 {vectors}
     return vectors
 
 
-scores = encode(queries{query}) @ encode(passages{passage}).T
+scores = encode({queries}{query}) @ encode({passages}{passage}).T
 """
 TRANSFORMERS_IMPORT = "from transformers import AutoModel, AutoTokenizer\n"
 PROJECTION_IMPORTS = (
@@ -80,10 +77,10 @@ words = tokenizer.batch_decode(logits[inputs["input_ids"] == tokenizer.mask_toke
 """
 
 CROSS_OURS = """\
-from retromae_jax.cross_encoder import CrossEncoder
+from retromae_jax import CrossEncoder
 
-model = CrossEncoder.from_pretrained("{model}")
-scores = model.scores(queries * len(passages), passages, model.max_length, batch_size=64)
+hits = CrossEncoder.from_pretrained("{model}").rank(queries[0], passages)
+scores = [hit.score for hit in hits]
 """
 
 CROSS_SENTENCE_TRANSFORMERS = """\
@@ -168,16 +165,20 @@ def _of_encoder(settings: EncoderSettings, model: str, is_on_hub: bool) -> dict[
         vectors.append(PROJECTION.format(model=model, dense=dense))
     if settings.normalize:
         vectors.append(NORMALIZE)
-    lexical = f", lexical_top_k={settings.lexical_top_k}" if settings.lexical_top_k else ""
+    texts = {}
+    for kind, name in (("query", "queries"), ("passage", "passages")):
+        prompt = settings.prompt_of(kind)
+        prompted = f"[{prompt!r} + text for text in {name}]" if prompt else name
+        texts[name] = f"{prompted}, {settings.max_length_of(kind)}"
     return {
-        "retromae_jax": OURS.format(model=model, lexical=lexical),
+        "retromae_jax": OURS.format(model=model),
         "sentence-transformers": SENTENCE_TRANSFORMERS.format(**names),
         "transformers": TRANSFORMERS.format(
             imports=PROJECTION_IMPORTS if settings.projection else TRANSFORMERS_IMPORT,
             model=model,
-            max_length=settings.max_length,
             vectors="\n".join(vectors),
             **of_kinds,
+            **texts,
         ),
         "faiss": FAISS.format(**names),
     }

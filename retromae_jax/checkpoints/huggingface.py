@@ -33,7 +33,7 @@ from tokenizers.models import WordPiece
 from retromae_jax.errors import InputError
 from retromae_jax.files import read_json
 from retromae_jax.models.bert import BertConfig
-from retromae_jax.models.parameters import Parameters
+from retromae_jax.models.parameters import Arrays
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import KINDS, of_kind
 
@@ -131,7 +131,7 @@ def huggingface_name(name: str, model_type: str = "bert") -> str:
     return name
 
 
-def to_huggingface(parameters: Mapping[str, np.ndarray], model_type: str = "bert") -> dict[str, np.ndarray]:
+def to_huggingface(parameters: Arrays, model_type: str = "bert") -> dict[str, np.ndarray]:
     """Parameters under Hugging Face names; linear layers as PyTorch keeps them, [outputs, inputs]."""
     return {
         huggingface_name(name, model_type): np.ascontiguousarray(_transposed(name, np.asarray(value)))
@@ -140,8 +140,8 @@ def to_huggingface(parameters: Mapping[str, np.ndarray], model_type: str = "bert
 
 
 def from_huggingface(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, object], origin: str, model_type: str = "bert"
-) -> tuple[Parameters, LoadReport]:
+    tensors: Mapping[str, np.ndarray], shapes: Arrays, origin: str, model_type: str = "bert"
+) -> tuple[dict[str, np.ndarray], LoadReport]:
     """Picks the parameters of a model out of Hugging Face tensors.
 
     Args:
@@ -263,7 +263,7 @@ def _pickled(directory: Path) -> list[Path]:
 def save_encoder(
     directory: Path,
     config: BertConfig,
-    parameters: Mapping[str, np.ndarray],
+    parameters: Arrays,
     tokenizer: "PreTrainedTokenizerBase",
     settings: EncoderSettings,
 ) -> None:
@@ -282,7 +282,8 @@ def save_encoder(
         settings: how texts become embeddings.
     """
     encoders = {kind: of_kind(parameters, kind) for kind in KINDS} if settings.untie_encoder else {"": parameters}
-    files, weights = {}, {}
+    files: dict[str, object] = {}
+    weights: dict[str, dict[str, np.ndarray]] = {}
     for folder, of_encoder in encoders.items():
         # Whoever opens an encoder of queries alone cuts queries where we do.
         own_settings = dataclasses.replace(settings, max_length=settings.max_length_of(folder))
@@ -294,7 +295,7 @@ def save_encoder(
 
 def _encoder(
     config: BertConfig,
-    parameters: Mapping[str, np.ndarray],
+    parameters: Arrays,
     tokenizer: "PreTrainedTokenizerBase",
     settings: EncoderSettings,
 ) -> tuple[dict[str, object], dict[str, dict[str, np.ndarray]]]:
@@ -317,7 +318,7 @@ def _encoder(
     if settings.normalize:
         modules["Normalize"] = f"{len(modules)}_Normalize"
     prompts = {QUERY_PROMPTS[0]: settings.query_prompt, PASSAGE_PROMPTS[0]: settings.passage_prompt}
-    files = {
+    files: dict[str, object] = {
         "config.json": _config_json(config, "Model", tokenizer),
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{module}"}
@@ -354,7 +355,7 @@ def _encoder(
 def save_cross_encoder(
     directory: Path,
     config: BertConfig,
-    parameters: Mapping[str, np.ndarray],
+    parameters: Arrays,
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
 ) -> None:
@@ -382,7 +383,7 @@ def save_cross_encoder(
 def save_masked_lm(
     directory: Path,
     config: BertConfig,
-    parameters: Mapping[str, np.ndarray],
+    parameters: Arrays,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     """Writes a directory that `AutoModelForMaskedLM` opens and `init` continues pretraining from.

@@ -3,12 +3,15 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from retromae_jax.checkpoints import huggingface, sentence_transformers, train_state
 from retromae_jax.checkpoints.hub import resolve
 from retromae_jax.checkpoints.huggingface import LoadReport
 from retromae_jax.errors import InputError, shown
 from retromae_jax.models.bert import BertConfig
-from retromae_jax.models.parameters import Parameters
+from retromae_jax.models.parameters import Arrays
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import KINDS, of_kind
 
@@ -54,7 +57,7 @@ class Source:
         names = [name for path in (encoder.directory, *encoder.modules) for name in huggingface.tensor_names(path)]
         return huggingface.huggingface_name("head.bias", self.config.model_type) in names
 
-    def parameters(self, shapes: Parameters) -> tuple[Parameters, LoadReport]:
+    def parameters(self, shapes: Arrays) -> tuple[Arrays, LoadReport]:
         """Reads the parameters that `shapes` names, as far as the model has them.
 
         Untied encoders that are wanted of one that is not both begin as this one.
@@ -84,8 +87,9 @@ class Source:
         fresh = [name for name in shapes if name not in stored]
         return loaded, LoadReport(list(loaded), fresh, [name for name in stored if name not in shapes])
 
-    def _parameters_of_kinds(self, shapes: Parameters) -> tuple[Parameters, LoadReport]:
-        parameters, reports = {}, {}
+    def _parameters_of_kinds(self, shapes: Arrays) -> tuple[Arrays, LoadReport]:
+        parameters: dict[str, jax.Array | np.ndarray] = {}
+        reports = {}
         for kind in KINDS:
             loaded, reports[kind] = self.of_kind(kind).parameters(of_kind(shapes, kind))
             parameters |= {f"{kind}.{name}": value for name, value in loaded.items()}

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from retromae_jax.checkpoints import huggingface
 from retromae_jax.errors import InputError, shown
@@ -122,7 +123,7 @@ def _prompts(path: Path) -> tuple[str, str]:
     return first(huggingface.QUERY_PROMPTS), first(huggingface.PASSAGE_PROMPTS)
 
 
-def _texts(path: Path) -> dict[str, object]:
+def _texts(path: Path) -> dict[str, Any]:
     """How queries and passages become texts, as far as the model says."""
     content = _read_if_there(path)
     for key, value in content.items():

@@ -102,6 +102,7 @@ class Collection(Generic[AnyPassages, AnyText]):
 
     def relevant_passages(self) -> list[np.ndarray]:
         """For each query in the order of `queries`, indices of its relevant passages; maybe none."""
+        assert self.passages is not None, "qrels alone have no indices"
         relevant = [
             [passage for passage, grade in self.qrels[query].items() if grade >= self.relevance_level]
             for query in self.queries
@@ -135,7 +136,7 @@ def load_collection(directory: str | Path, split: str, keep_unknown: bool = Fals
         judgements.check_known("passage", is_known, passages.path)
     elif not is_known.all():
         say(
-            f"{files.qrels}: {counted(np.count_nonzero(~is_known), 'line')} of {len(is_known):,} have a passage that "
+            f"{files.qrels}: {counted(int(np.sum(~is_known)), 'line')} of {len(is_known):,} have a passage that "
             f"{passages.path.name} lacks; it counts as one that is not found"
         )
     qrels = judgements.qrels()
@@ -315,15 +316,16 @@ def load_queries(directory_or_file: str | Path) -> Passages:
         InputError: if the file is missing or a line of it is broken, or an id stands twice.
     """
     path = Path(directory_or_file)
-    if path.is_dir():
-        path = _find(path, BEIR_QUERIES)
-        if path is None:
-            names = sorted(path.name for path in Path(directory_or_file).glob("*queries*"))
-            raise InputError(
-                f"{directory_or_file}: no {BEIR_QUERIES} there; name the file of the queries"
-                + (f", one of {', '.join(names[:20])}" if names else "")
-            )
-    return load_passages(path)
+    if not path.is_dir():
+        return load_passages(path)
+    queries = _find(path, BEIR_QUERIES)
+    if queries is None:
+        names = sorted(path.name for path in path.glob("*queries*"))
+        raise InputError(
+            f"{path}: no {BEIR_QUERIES} there; name the file of the queries"
+            + (f", one of {', '.join(names[:20])}" if names else "")
+        )
+    return load_passages(queries)
 
 
 # Hard negatives.

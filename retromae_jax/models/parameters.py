@@ -3,13 +3,16 @@
 Optimizer, checkpoints and Hugging Face conversion all work on this form.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx, traverse_util
 
 Parameters = dict[str, jax.Array]
+# The same, maybe in host memory.
+Arrays = Mapping[str, jax.Array | np.ndarray]
 
 
 def of(model: nnx.Module) -> Parameters:

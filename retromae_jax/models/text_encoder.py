@@ -1,5 +1,8 @@
 """From texts to embeddings: the networks that fine-tuning trains and encoding runs."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +12,8 @@ from retromae_jax.models.bert import Bert, BertConfig, Computation, MaskedLangua
 from retromae_jax.models.pooling import EncoderSettings, normalized, pool
 from retromae_jax.random_bits import Dropout
 from retromae_jax.rows import Rows
+
+Value = TypeVar("Value")
 
 # The kinds of text. They name the two encoders where those are untied: in parameters, and as directories of an export.
 KINDS = ("query", "passage")
@@ -68,6 +73,6 @@ def embedding_width(config: BertConfig, settings: EncoderSettings) -> int:
     return (settings.projection or config.hidden_size) + 2 * settings.lexical_top_k
 
 
-def of_kind(values: dict, kind: str) -> dict:
+def of_kind(values: Mapping[str, Value], kind: str) -> dict[str, Value]:
     """Those of untied encoders' parameters that are of one kind's encoder, under the names that it has alone."""
     return {name.removeprefix(f"{kind}."): value for name, value in values.items() if name.startswith(f"{kind}.")}

@@ -76,10 +76,8 @@ def search(queries: np.ndarray, passages: Slices, k: int, mesh: Mesh | None = No
 
 
 def _nothing(mesh: Mesh, shape: tuple[int, ...]) -> Best:
-    nothing = Best(
-        np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32), np.full(shape[0], NONE_WRONG, np.int32)
-    )
-    return jax.device_put(nothing, parallel.over_batch(mesh))
+    nothing = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32), np.full(shape[0], NONE_WRONG, np.int32)
+    return Best(*jax.device_put(nothing, parallel.over_batch(mesh)))
 
 
 def _check(best: Best, first: int) -> None:
@@ -116,8 +114,8 @@ def _step(mesh: Mesh) -> jax.stages.Wrapped:
         return Best(scores[None], indices[None], jnp.minimum(best.wrong, wrong))
 
     split, whole = PartitionSpec(DATA), PartitionSpec()
-    specs = {"in_specs": (split, whole, split, whole, whole), "out_specs": split}
-    return jax.jit(jax.shard_map(on_device, mesh=mesh, **specs), donate_argnums=0)
+    in_specs = (split, whole, split, whole, whole)
+    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=split), donate_argnums=0)
 
 
 @functools.cache
@@ -135,5 +133,5 @@ def _merge(mesh: Mesh) -> jax.stages.Wrapped:
         return jax.lax.map(of_chunk, (scores[0], indices[0]))
 
     # Every device makes the same of what it gathers, which the compiler cannot know.
-    specs = {"in_specs": PartitionSpec(DATA), "out_specs": PartitionSpec(), "check_vma": False}
-    return jax.jit(jax.shard_map(on_device, mesh=mesh, **specs))
+    split, whole = PartitionSpec(DATA), PartitionSpec()
+    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False))

@@ -11,6 +11,7 @@ Approximate indexes are built slice by slice and stay in memory:
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import faiss
 import numpy as np
@@ -139,7 +140,8 @@ def check_enough(count: int) -> None:
 
 
 def _hnsw(dimension: int, M: int = 32, efConstruction: int = 200, efSearch: int = 256) -> faiss.Index:
-    index = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_fp16, M, faiss.METRIC_INNER_PRODUCT)
+    half: Any = faiss.ScalarQuantizer.QT_fp16  # Faiss's own types say that it is no number
+    index = faiss.IndexHNSWSQ(dimension, half, M, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = efConstruction
     index.hnsw.efSearch = efSearch  # or k, if that is more
     return index

@@ -29,6 +29,7 @@ INDEX, IDS, LINES = "index", "docid", "embeddings.jsonl"
 def write_faiss(embeddings: Embeddings, directory: Path) -> None:
     """Writes a Faiss index and ids. All of the index is in memory, 4 bytes a number, or 2 of float16 embeddings."""
     width = embeddings.shape[1]
+    index: faiss.Index
     if embeddings.description["dtype"] == "float16":
         index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     else:
@@ -76,7 +77,7 @@ def read(source: Path, directory: Path) -> None:
         ids, width, part = _open_faiss(source)
     else:
         ids, width, part = _open_lines(source)
-    description = {"kind": "passage", "dtype": "float32"}
+    description: dict[str, Any] = {"kind": "passage", "dtype": "float32"}
     if (source / DESCRIPTION).is_file():
         description = read_json(source / DESCRIPTION)
     description |= {"count": len(ids), "width": width, "texts_per_shard": WINDOW}

@@ -105,7 +105,8 @@ def iterate_run(path: str | Path) -> Iterator[tuple[str, dict[str, float]]]:
     """
     path = Path(path)
     finished: set[str] = set()
-    current, scores = None, {}
+    current: str | None = None
+    scores: dict[str, float] = {}
     for number, query, passage, score in _entries(path):
         if query != current:
             if current is not None:

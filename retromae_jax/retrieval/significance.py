@@ -6,6 +6,7 @@ Draws follow from a fixed seed, so that the same scores give the same numbers, a
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -144,7 +145,8 @@ def adjusted(comparisons: Sequence[Mapping[str, Difference]]) -> list[dict[str, 
         for test in ("randomization_p", "t_p"):
             p_values = holm([getattr(result[measure], test) for result in concerned])
             for result, p_value in zip(concerned, p_values, strict=True):
-                result[measure] = dataclasses.replace(result[measure], **{test: p_value})
+                change: dict[str, Any] = {test: p_value}
+                result[measure] = dataclasses.replace(result[measure], **change)
     return results
 
 

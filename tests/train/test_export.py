@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.tokenization import load_tokenizer
-from retromae_jax.encoder import Encoder, Encoders
+from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
@@ -23,7 +23,6 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import TextEncoder, UntiedEncoders
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.objectives.reranking import Reranking
-from retromae_jax.retrieval.encode import encode_texts
 from train import export as command
 from train.export import export
 from train.model_card import About, base_of
@@ -36,7 +35,9 @@ ENCODERS = {
     "projected": EncoderSettings("cls", True, 24, projection=8),
     "lexical": EncoderSettings("cls", False, 24, projection=8, lexical_top_k=12),
     "untied": EncoderSettings("cls", False, 24, untie_encoder=True),
-    "untied_projected": EncoderSettings("mean", True, 24, projection=8, untie_encoder=True),
+    "untied_projected": EncoderSettings(
+        "mean", True, 24, 8, untie_encoder=True, query_max_length=6, query_prompt="query: ", passage_prompt="passage: "
+    ),
 }
 # These have what the others have; the others are in `make test-long`.
 SHORT = ("untied_projected", "cross_encoder", "retromae")
@@ -110,7 +111,7 @@ def test_every_block_of_code_in_a_card_runs_and_says_the_same(kind, tokenizer, t
     assert (words is not None) == (kind in OBJECTIVES) and len(scores) == 3 and len(ours) == 2
     if kind == "lexical":  # other libraries know the dense part alone
         encoder = Encoder.from_pretrained(str(directory))
-        query, passage = (unpack(encode_texts(encoder, texts, 24), 12)[0] for texts in (QUERIES, PASSAGES))
+        query, passage = (unpack(encoder.encode(texts), 12)[0] for texts in (QUERIES, PASSAGES))
         ours = np.sort((query @ passage.T).ravel())
     for name, found in scores.items():
         np.testing.assert_allclose(found, ours, atol=1e-5 * max(1, np.max(np.abs(ours))), err_msg=name)
@@ -120,10 +121,9 @@ def test_every_block_of_code_in_a_card_runs_and_says_the_same(kind, tokenizer, t
 
 def in_bfloat16(directory):
     """Cosines of our vectors in bfloat16 with sentence-transformers' in float32."""
-    encoder = Encoders.from_pretrained(str(directory), compute_dtype="bfloat16").passage
-    ours = encode_texts(encoder, PASSAGES, 24)
+    ours = Encoder.from_pretrained(str(directory), compute_dtype="bfloat16").encode(PASSAGES)
     folder = directory / "passage" if (directory / "passage").is_dir() else directory
-    theirs = SentenceTransformer(str(folder), device="cpu").encode(PASSAGES)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode_document(PASSAGES)
     ours = ours[:, : theirs.shape[1]]  # without a lexical part
     return np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
 
@@ -165,17 +165,17 @@ def test_a_card_tells_the_runs_story(run, tmp_path):
 def test_scores_of_evaluations_are_in_the_table_and_in_the_hubs_form(run, tmp_path):
     evaluation = tmp_path / "scores"
     evaluation.mkdir()
-    description = {"collection": "data/msmarco", "split": "dev", "queries": 4}
-    description["metrics"] = {"MRR@10": 0.5, "Recall@1000": 0.75}
-    description["intervals"] = {"MRR@10": [0.125, 1.0], "Recall@1000": [0.5, 0.875]}
+    description = {"collection": "data/msmarco", "split": "dev", "queries": 6980}
+    description["metrics"] = {"MRR@10": 0.40004, "Recall@1000": 0.75}
+    description["intervals"] = {"MRR@10": [0.39, 0.41], "Recall@1000": [0.74, 0.77]}
     (evaluation / "metrics.json").write_text(json.dumps(description))
     export(str(run), tmp_path / "exported", About("whales", evaluations=[evaluation]))
     card = card_of(tmp_path / "exported")
-    assert "| msmarco | dev | 4 | 0.5000 ± 0.4375 | 0.7500 ± 0.1875 |" in card.text
+    assert "| msmarco | dev | 6,980 | 0.4000 ± 0.0100 | 0.7500 ± 0.0150 |" in card.text
     assert card.data.model_name == "whales"
     (result, other) = card.data.eval_results
     assert (result.task_type, result.dataset_name, result.dataset_split) == ("information-retrieval", "msmarco", "dev")
-    assert (result.metric_type, result.metric_name, result.metric_value) == ("mrr@10", "MRR@10", 0.5)
+    assert (result.metric_type, result.metric_name, result.metric_value) == ("mrr@10", "MRR@10", 0.4)
     assert (other.metric_name, other.metric_value) == ("Recall@1000", 0.75)
     (evaluation / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match=r"metrics\.json: not the scores of an evaluation command"):
@@ -214,8 +214,8 @@ def test_any_checkpoint_of_a_run_is_a_model(run, tmp_path, capsys):
     assert "| step | 3 of 9 |" in card_of(tmp_path / "third").text
     for exported, opened in ((tmp_path / "third", checkpoint), (tmp_path / "newest", run)):
         np.testing.assert_array_equal(
-            encode_texts(Encoder.from_pretrained(str(exported)), PASSAGES, 24),
-            encode_texts(Encoder.from_pretrained(str(opened)), PASSAGES, 24),
+            Encoder.from_pretrained(str(exported)).encode(PASSAGES),
+            Encoder.from_pretrained(str(opened)).encode(PASSAGES),
         )
     name = "bert.embeddings.layer_norm.bias"
     third, sixth = (open_model(str(run / "checkpoints" / step)) for step in ("3", "6"))

@@ -1,5 +1,6 @@
 """The retrieval probe beside encoding and searching with the same parameters."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from retromae_jax import parallel
+from retromae_jax.checkpoints.huggingface import save_encoder
 from retromae_jax.checkpoints.train_state import TrainState
 from retromae_jax.data.retrieval import load_collection
 from retromae_jax.data.tokenization import load_tokenizer
@@ -17,10 +19,9 @@ from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import KINDS, TextEncoder
-from retromae_jax.retrieval.encode import encode_texts
 from retromae_jax.retrieval.metrics import score
 from retromae_jax.retrieval.runs import make_run
-from retromae_jax.retrieval.search import search
+from retromae_jax.retrieval.search import PassageIndex
 from train.probe import MEASURES, Probe, _draw, best_step
 
 WORDS = ["cats", "dogs", "apples", "ships", "stars", "rivers", "books", "horses", "clouds", "bread", "snow", "gold"]
@@ -46,16 +47,17 @@ def config_of(collection, **changes):
 
 
 @pytest.mark.parametrize("mesh", [parallel.training_mesh(4), parallel.local_mesh()], ids=["split", "local"])
-def test_it_measures_what_encoding_and_searching_do(collection, minilm_directory, mesh):
+def test_it_measures_what_encoding_and_searching_do(collection, minilm_directory, tmp_path, mesh):
     tokenizer = load_tokenizer(str(minilm_directory))
-    bert, settings = BertConfig(len(tokenizer), 32, 2, 2, 64), EncoderSettings("mean", True, 32)
+    bert = BertConfig(len(tokenizer), 32, 2, 2, 64)
+    settings = EncoderSettings("mean", True, 32, query_max_length=6, query_prompt="of ", passage_prompt="here: ")
     weights = parameters.initialize(lambda rngs: TextEncoder(bert, settings, Computation(), rngs), seed=1)
     weights = {name: np.asarray(value) for name, value in weights.items()}
+    save_encoder(tmp_path / "encoder", bert, weights, tokenizer, settings)
     read = load_collection(collection, "dev")
-    encoder = Encoder(bert, weights, tokenizer, settings)
-    found = search(
-        encode_texts(encoder, list(read.queries.values()), 32), encode_texts(encoder, read.passages.texts(True), 32), 10
-    )
+    encoder = Encoder.from_pretrained(str(tmp_path / "encoder"))
+    passages = PassageIndex(encoder.encode(list(read.passages.texts(True))))
+    found = passages.search(encoder.encode(list(read.queries.values()), "query"), 10)
     expected = score(make_run(list(read.queries), read.passages.ids, *found), read.qrels, MEASURES).means
     assert 0 < expected["MRR@10"] < 1
 
@@ -68,7 +70,7 @@ def test_it_measures_what_encoding_and_searching_do(collection, minilm_directory
     assert probe.cost(100, 0.0) == "12 queries, 60 passages, every 100 steps"
     assert probe.cost(100, 1e6).endswith(" more)")
 
-    untied = EncoderSettings("mean", True, 32, untie_encoder=True)
+    untied = dataclasses.replace(settings, untie_encoder=True)
     both = {f"{kind}.{name}": value for kind in KINDS for name, value in weights.items()}
     probe = Probe(config_of(collection), tokenizer, bert, untied, mesh)
     state = TrainState(np.int32(0), both, {})
