@@ -150,6 +150,7 @@ benchmark: $(VENV)/installed-dev
 	$(RUN) -m pip install --quiet --no-deps pretense==0.1.1
 	$(RUN) -m benchmarks.pretrain --data $(DATA)
 	$(RUN) -m benchmarks.finetune --data $(DATA)
+	$(RUN) -m benchmarks.encode --data $(DATA)
 	$(RUN) -m benchmarks.search
 
 # What is in build/scaling already is not compiled again.

@@ -120,7 +120,9 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self) -> None:
-        while not self._is_over.wait(0.01):
+        is_over = False
+        while not is_over:
+            is_over = self._is_over.wait(0.01)
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("RssAnon"):
                     self.megabytes = max(self.megabytes, 1024 * int(line.split()[1]) / 1e6)

@@ -12,8 +12,8 @@ worst relevant passage.
 
 Published: nDCG@10 .452, the mean of 18 collections, for RetroMAE pretrained on English Wikipedia and BookCorpus; BERT
 .371, Condenser .407. 10 epochs at 1e-5 with one hard negative; the original's batch is 128 queries on each of 8 GPUs.
-Its documents are cut at 512 tokens, and it puts a title before its text with a space between, as `eval.beir` does;
-queries and passages that it is trained on are shorter and have none.
+Its documents are cut at 512 tokens, and it puts a title before its text with a space between; the texts that it is
+trained on are shorter and have no titles.
 """
 
 from ml_collections import ConfigDict

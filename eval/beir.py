@@ -57,6 +57,7 @@ CQADUPSTACK_PARTS = (
 )
 MEASURES_SHOWN = ("nDCG@10", "Recall@100")
 _, PASSAGE = KINDS
+RECALL = "search_recall"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -83,6 +84,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--depth", type=positive, default=1000, help="passages to rank for each query (default: %(default)s)"
     )
     retriever.add_encoder_arguments(parser)
+    retriever.add_search_argument(parser)
     hosts.add_flags(parser)
     # BEIR's titles stand before texts, whatever the model was trained on.
     parser.set_defaults(titles=True, embeddings=None, search=None)
@@ -137,9 +139,8 @@ def _find(data: Path | None, names: Sequence[str] | None) -> dict[str, dict[str,
             raise InputError(
                 f"{data}: no directory there has the name of one of BEIR's datasets, {', '.join(DATASETS)}"
             )
-        for name in DATASETS:
-            if name not in names:
-                say(f"not measured: {_how_to_get(name, data)}")
+        if missing := [name for name in DATASETS if name not in names]:
+            say(f"not measured, because not in {data}: {', '.join(missing)}; eval.downloads lists how to get them")
     found: dict[str, dict[str, Path]] = {}
     for name in names:
         directory = next((path for path in (data and data / name, Path(name)) if path and path.is_dir()), None)
@@ -205,7 +206,9 @@ def _evaluate(
     if not hosts.is_first():
         return None
     found = without_own(scores, indices, own)
-    report(collection, found, output, system, arguments.titles, settings, seconds)
+    # What an approximate search found of what there was.
+    recall = {RECALL: encoder.settings[RECALL]} if RECALL in encoder.settings else {}
+    report(collection, found, output, system, arguments.titles, {**settings, **recall}, seconds)
     return read_json(output / "metrics.json")
 
 
@@ -215,8 +218,10 @@ def _measured(arguments: argparse.Namespace, settings: Mapping[str, object]) -> 
         return None
     found = read_json(path, remedy="remove it")
     wanted = {"split": arguments.split, "depth": arguments.depth, "settings": json.loads(json.dumps(settings))}
-    wanted["settings"]["model"] = found["settings"].get("model")  # its weights decide, not its name
-    return found if wanted == {key: found[key] for key in wanted} else None
+    # A model's weights decide, not its name; and what was found out is no setting.
+    ignored = {key: found["settings"][key] for key in ("model", RECALL) if key in found["settings"]}
+    wanted["settings"] |= ignored
+    return found if wanted == {key: found.get(key) for key in wanted} else None
 
 
 def without_own(scores: np.ndarray, indices: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

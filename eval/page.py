@@ -146,11 +146,12 @@ def _texts(collection: Collection, passages: Iterable[str]) -> dict[str, str]:
     if collection.passages is None:
         return {}
     ids = sorted(passages)
-    found = [collection.passages[int(index)] for index in collection.passages.indices(ids)]
-    return {
-        passage: cut(f"{title}: {text}" if title else text, CHARACTERS)
-        for passage, (title, text) in zip(ids, found, strict=True)
-    }
+    texts = {}
+    for passage, index in zip(ids, collection.passages.indices(ids).tolist(), strict=True):
+        if index >= 0:  # some published qrels name passages that are not there
+            title, text = collection.passages[index]
+            texts[passage] = cut(f"{title}: {text}" if title else text, CHARACTERS)
+    return texts
 
 
 def _query(query: str, collection: Collection, value: str, hits: Sequence[Hit], texts: Mapping[str, str]) -> str:

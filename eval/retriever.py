@@ -59,14 +59,19 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `add_encoder_arguments`, how to search, and where embeddings are that need not be made."""
+    """Adds the arguments of a command that searches one collection: where its embeddings may be, and all else."""
     add_encoder_arguments(parser)
+    add_search_argument(parser)
     parser.add_argument(
         "--embeddings",
         type=Path,
         metavar="DIR",
         help="the passages' embeddings, as eval.encode made them with this model (default: encode them now)",
     )
+
+
+def add_search_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that says how to search."""
     parser.add_argument(
         "--search",
         type=_method,

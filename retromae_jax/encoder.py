@@ -215,7 +215,7 @@ class Encoder:
         """
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        for name, value in sorted(self._parameters().items()):
+        for name, value in sorted(jax.device_get(self.weights).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(value, np.float32).data)
         return digest.hexdigest()

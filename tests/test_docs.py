@@ -16,7 +16,7 @@ from train import demo_data
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCED = re.compile(r"^```(?P<language>\w+)(?: needs (?P<needs>.+))?\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^```(?P<language>\w+)(?: needs (?P<needs>[^\n]+))?\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^ {4,}(python|pip|make|git|\.venv|source) ", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 

@@ -35,7 +35,7 @@ def test_both_rank_real_passages_alike(minilm_directory, retrieval_data, tmp_pat
     queries = list(dict.fromkeys(query for query, _ in judged))
     (part / "queries.test.tsv").write_text("".join(f"{query}\t{whole.queries[query]}\n" for query in queries))
     command = f"--model {minilm_directory} --collection {part} --split test --depth 10"
-    command += " --passage-max-length 32 --query-max-length 16"
+    command += " --passage-max-length 32 --query-max-length 16 --batch-size 16"
     runs = {}
     for encoder in ("jax", "torch"):
         msmarco.main(f"{command} --encoder {encoder} --output {tmp_path / encoder}".split())

@@ -143,8 +143,7 @@ def test_table_and_mean_beside_published_scores(searched, tmp_path, capsys):
     assert rows["mean of 3"][-5:-3] == [f"{fmean([1, second, parts]):.4f}", "1.0000"]
     assert float(rows["mean of 3"][-1]) == pytest.approx(retromae, abs=5e-5)
     assert "published nDCG@10 on these datasets, not measured here" in printed.out
-    assert "robust04 is not there; robust04 is behind a licence: apply at https://trec.nist.gov" in printed.err
-    assert f"fetch it: python -m eval.downloads nq --to {data}" in printed.err
+    assert f"not measured, because not in {data}: trec-covid, bioasq, nfcorpus, nq, " in printed.err
     summary = json.loads((tmp_path / "o" / "beir.json").read_text())
     assert summary["datasets"]["cqadupstack"]["nDCG@10"] == pytest.approx(parts)
     # In BEIR's order.
@@ -163,6 +162,15 @@ def test_a_mean_of_other_datasets_has_no_published_one_beside_it(searched, tmp_p
     assert rows["mine"] == rows["mean of 2"] == ["-", "-", "-"]
 
 
+def test_a_passage_that_is_not_there_has_no_text_in_the_report(searched, tmp_path):
+    small(tmp_path / "mine")
+    with (tmp_path / "mine" / "qrels" / "test.tsv").open("a") as file:
+        file.write("a\tlost\t1\n")
+    main(f"--model m --dataset {tmp_path / 'mine'} --output {tmp_path / 'o'}".split())
+    page = (tmp_path / "o" / "mine" / "report.html").read_text()
+    assert "<td>lost</td><td></td>" in page and "<td>1</td><td>cats</td>" in page
+
+
 def test_what_is_measured_in_the_same_way_is_not_measured_again(searched, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     small(data / "quora")
@@ -170,8 +178,8 @@ def test_what_is_measured_in_the_same_way_is_not_measured_again(searched, tmp_pa
     command = f"--model m --data {data} --output {tmp_path / 'o'}"
     with monkeypatch.context() as patch:
         patch.setattr(beir, "report", lambda *arguments: report(*arguments) if len(searched) < 2 else interrupt())
-        report, interrupt = msmarco.report, lambda: (_ for _ in ()).throw(KeyboardInterrupt)
-        with pytest.raises(SystemExit):
+        report, interrupt = msmarco.report, lambda: (_ for _ in ()).throw(RuntimeError("killed"))
+        with pytest.raises(RuntimeError, match="killed"):
             main(command.split())
     main(command.split())
     assert len(searched) == 3

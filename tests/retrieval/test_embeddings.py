@@ -237,7 +237,7 @@ def test_what_a_killed_process_left_is_gone_on_with(small_encoder_directory, pas
 
 @pytest.mark.long
 def test_an_encoding_killed_again_and_again_ends_as_one_that_never_was(small_encoder_directory, tmp_path):
-    corpus = write_corpus(tmp_path, 4000).path
+    corpus = write_corpus(tmp_path, 1600).path
     arguments = ["--model", small_encoder_directory, "--corpus", corpus, "--batch-size", "1", "--output"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = start(RUN, [*arguments, undisturbed])
@@ -246,7 +246,7 @@ def test_an_encoding_killed_again_and_again_ends_as_one_that_never_was(small_enc
     while True:
         process = start(RUN, [*arguments, killed])
         shards = len(list(killed.glob("*.npy")))
-        while process.poll() is None and len(list(killed.glob("*.npy"))) < shards + 60:
+        while process.poll() is None and len(list(killed.glob("*.npy"))) < shards + 40:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02))
         process.kill()
@@ -260,6 +260,6 @@ def test_an_encoding_killed_again_and_again_ends_as_one_that_never_was(small_enc
         seen.append(there)
     assert kills >= 8
     names = sorted(path.name for path in undisturbed.iterdir())
-    assert sorted(path.name for path in killed.iterdir()) == names and len(names) == 1002
+    assert sorted(path.name for path in killed.iterdir()) == names and len(names) == 402
     for name in names:
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import msmarco, wiki
-from eval import beir, mine, rerank
+from eval import beir, encode, mine, rerank
 from eval.msmarco import evaluate, parse
 from retromae_jax import hosts
 from retromae_jax.checkpoints.huggingface import save_cross_encoder
@@ -25,6 +25,7 @@ from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.parameters import initialize
 from retromae_jax.objectives.reranking import Reranking
+from retromae_jax.retrieval import embeddings
 from train import demo_data
 from train.export import export_run
 from train.finetune import finetune
@@ -98,7 +99,10 @@ def run_stages(stages):
             evaluate(parse([*animals, *on_devices]))
     if "encoded" in stages:
         model = ["--model", "finetuned", "--output", "encoded"]
-        evaluate(parse([*model, "--collection", "animals", "--split", "test"]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(embeddings, "WINDOW", 2)  # four shards
+            encode.encode(encode.parse(["--model", "finetuned", "--corpus", "animals", "--output", "stored"]))
+        evaluate(parse([*model, "--collection", "animals", "--split", "test", "--embeddings", "stored"]))
 
 
 def start(directory, processes, devices, script, *flags):
@@ -225,6 +229,10 @@ def test_two_processes_encode_and_search_as_one(runs, output):
         scores.append({(query, passage): float(score) for query, _, passage, _, score, _ in lines})
     assert len(scores[0]) == 3 * 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
+    stored = [embeddings.Embeddings(run / "stored") for run in (one, two)]
+    assert len(list((two / "stored").glob("vectors-*-of-00004.npy"))) == 4
+    np.testing.assert_allclose(stored[1][:], stored[0][:], rtol=0, atol=1e-6)
+    assert stored[1].ids == stored[0].ids
     # The shares that passed through files there are gone.
     files = [sorted(path.name for path in (run / output).iterdir()) for run in (one, two)]
     assert files[0] == files[1] == ["metrics.json", "per_query.jsonl", "report.html", "run.trec"]
