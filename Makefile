@@ -135,7 +135,7 @@ test-long: lint
 RESOLUTION := lowest-direct
 FLOORS := build/environments/$(notdir $(PYTHON))-$(RESOLUTION)
 FLOORS_TESTS := tests/data tests/retrieval tests/eval tests/checkpoints/test_directory.py tests/train/test_prepare.py \
-	tests/train/test_training.py tests/train/test_loop.py tests/test_package.py
+	tests/train/test_loop.py tests/docs tests/test_help.py tests/test_package.py
 
 test-floors:
 	$(PYTHON) -m venv $(FLOORS)

@@ -49,9 +49,10 @@ def encoder(untied_directory):
 @pytest.fixture(scope="module")
 def theirs(untied_directory):
     """Embeddings of queries and of passages by sentence-transformers."""
-    from sentence_transformers import SentenceTransformer
-
-    query, passage = (SentenceTransformer(str(untied_directory / kind), device="cpu") for kind in ("query", "passage"))
+    packages = pytest.importorskip("sentence_transformers")
+    query, passage = (
+        packages.SentenceTransformer(str(untied_directory / kind), device="cpu") for kind in ("query", "passage")
+    )
     return query.encode(QUERIES, prompt_name="query"), passage.encode(PASSAGES)
 
 

@@ -98,6 +98,7 @@ def flawed(retrieval_data, tmp_path):
 # The package leaves files open.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_equal_to_the_package_beir_with_the_same_vectors(flawed, searched, tmp_path, capsys):
+    pytest.importorskip("beir")
     from beir.datasets.data_loader import GenericDataLoader
     from beir.retrieval.evaluation import EvaluateRetrieval
     from beir.retrieval.search.dense import DenseRetrievalExactSearch

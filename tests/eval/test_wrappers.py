@@ -23,6 +23,7 @@ def measured(minilm_directory, meaning, tmp_path):
 # The first package leaves files open.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_packages_agree(minilm_directory, meaning, measured, tmp_path):
+    pytest.importorskip("beir")
     from beir.datasets.data_loader import GenericDataLoader
     from beir.retrieval.evaluation import EvaluateRetrieval
     from beir.retrieval.search.dense import DenseRetrievalExactSearch
@@ -46,7 +47,7 @@ def test_packages_agree(minilm_directory, meaning, measured, tmp_path):
 
 
 def test_a_task_of_mteb(minilm_directory, meaning, measured):
-    import mteb
+    mteb = pytest.importorskip("mteb")
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
