@@ -67,6 +67,8 @@ def test_commands_of(document, demo, tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
+        # One device, as most readers have, and not these tests' eight.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "HF_HUB_OFFLINE": "1",
     }
     for block in to_run(document):
