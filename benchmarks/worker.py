@@ -200,14 +200,12 @@ def train(system: System, steps: Sequence[int]) -> dict[str, Any]:
     losses = list(map(float, losses))
     seconds, of_processor = time.perf_counter() - started, time.process_time() - own
     elsewhere = processor_seconds() - all_processes - of_processor
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
     return {
         "seconds": seconds,
         "processor_seconds": of_processor,
         "tokens": tokens,
         "losses": losses,
-        "peak_megabytes": peak / 1e6,
+        "peak_megabytes": peak_bytes() / 1e6,
         "cores_elsewhere": max(0.0, elsewhere / seconds),
     }
 
@@ -218,6 +216,17 @@ def processor_seconds() -> float:
         return time.process_time()
     user, nice, system, _, _, *interrupts_and_stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
     return sum((user, nice, system, *interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not what the system counts as the process's own, which begins with what its parent held.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def collate(system: System, steps: Sequence[int], batch_size: int) -> dict[str, float]:

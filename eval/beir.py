@@ -87,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     retriever.add_search_argument(parser)
     hosts.add_flags(parser)
     # BEIR's titles stand before texts, whatever the model was trained on.
-    parser.set_defaults(titles=True, embeddings=None, search=None)
+    parser.set_defaults(titles=True, embeddings=None)
     arguments = parser.parse_args(argv)
     if arguments.depth < 100:
         parser.error(f"--depth {arguments.depth} is less than the 100 of Recall@100")

@@ -1,6 +1,8 @@
 """The benchmark's table, and that all systems compute the same; nothing is timed."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -32,6 +34,15 @@ def test_ratios_of_time_and_of_processor_time():
     assert (row["speed ratio"], row["processor ratio"], row["memory ratio"]) == (3.0, 2.0, 0.5)
     assert (baseline["speed ratio"], baseline["texts/s"]) == (1.0, "1.33")
     assert "speed ratio" not in summary([ours], texts=8)[0]
+
+
+def test_the_peak_is_a_processs_own():
+    command = "from benchmarks.worker import peak_bytes; before = peak_bytes(); held = bytearray(10**8); "
+    command += "del held; print(before, peak_bytes())"
+    held = bytearray(3 * 10**8)  # by the parent, also while the other starts
+    printed = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, printed.split())
+    assert before < len(held) and after - before == pytest.approx(10**8, rel=0.1)
 
 
 @pytest.mark.long
