@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 def test_a_disk_without_room_for_the_checkpoints_is_told_with_the_other_problems(tmp_path, monkeypatch):
     """BERT-base has 110 million parameters, of which each, with AdamW's moments, takes 12 bytes."""
     workdir = tmp_path / "runs" / "new"
-    config = ConfigDict({"workdir": str(workdir), "checkpoints_to_keep": 3, "stall_minutes": 0.0})
+    config = ConfigDict({"workdir": str(workdir), "checkpoints_to_keep": 3, "stall_minutes": 0.0, "trackers": ()})
     config.skipped_steps_allowed = -1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 5 * 10**9))
     with pytest.raises(InputError) as error:
