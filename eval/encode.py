@@ -25,7 +25,7 @@ from retromae_jax.data.retrieval import load_passages, load_queries
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import duration, say
 from retromae_jax.models.text_encoder import KINDS
-from retromae_jax.retrieval.embeddings import DTYPES, encode_to_disk
+from retromae_jax.retrieval.embeddings import DTYPES, Embeddings, encode_to_disk
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -62,8 +62,9 @@ def encode(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     made = encode_to_disk(encoder, texts, arguments.kind, arguments.output, arguments.dtype, arguments.batch_size)
     seconds = time.monotonic() - started
+    count = len(Embeddings(arguments.output))
     say(
-        f"{made:,} of {len(texts):,} texts encoded in {duration(seconds)}, {made / seconds:,.1f} texts/s; embeddings: "
+        f"{made:,} of {count:,} texts encoded in {duration(seconds)}, {made / seconds:,.1f} texts/s; embeddings: "
         f"{arguments.output}"
     )
 

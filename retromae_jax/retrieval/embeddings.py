@@ -266,6 +266,7 @@ def _begin(directory: Path, description: Mapping[str, Any], ids: pa.LargeStringA
             f"{directory} has room for {free:,} bytes, the embeddings need {needed:,}; make room, store them in "
             "float16 or bfloat16, or choose another directory"
         )
+    hosts.check_shared(directory, "--output")
     hosts.check_same(json.dumps({key: value for key, value in description.items() if key not in NAMES}))
     if hosts.is_first() and DESCRIPTION not in found:
         unfinished = directory / f"{IDS}.incomplete"

@@ -202,7 +202,7 @@ def test_untied_encoders_with_projections_are_two_directories_with_equal_vectors
     for name, value in wanted.items():
         np.testing.assert_array_equal(loaded[name], value)
     with pytest.raises(InputError, match="holds two encoders, for queries and for passages; name one"):
-        Encoder.from_pretrained(str(directory))
+        source.parameters(projected)
     # One encoder in their place leaves nothing of them behind; and an untied model begins as two of it.
     huggingface.save_encoder(directory, config, projected, tokenizer, EncoderSettings("cls", False, 16, projection=8))
     assert not (directory / "query").exists()

@@ -106,6 +106,7 @@ def test_hosts_share_what_is_missing_also_with_others_than_before(
     def run(processes, only):
         monkeypatch.setattr(jax, "process_count", lambda: processes)
         monkeypatch.setattr(hosts, "check_same", lambda description: None)
+        monkeypatch.setattr(hosts, "check_shared", lambda directory, setting: None)
         monkeypatch.setattr(hosts, "wait_for_all", lambda reason: None)
         missing = []
         for process in only:
