@@ -93,7 +93,7 @@ class Encoder:
         self.mesh = parallel.local_mesh(device)
         computation = Computation.on(self.platform, self.config, self.compute_dtype)
         graph, _ = parameters.structure(lambda rngs: TextEncoder(self.config, settings, computation, rngs))
-        self.weights = jax.device_put(self._parameters(), parallel.replicated(self.mesh))
+        self.weights: parameters.Arrays = jax.device_put(self._parameters(), parallel.replicated(self.mesh))
 
         def embed(weights, token_ids_BxL, lengths_B):
             texts = {"token_ids": token_ids_BxL, "lengths": lengths_B, "samples": jnp.zeros_like(lengths_B, jnp.uint32)}

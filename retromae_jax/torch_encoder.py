@@ -9,6 +9,7 @@ from retromae_jax import parallel
 from retromae_jax.checkpoints import huggingface, train_state
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
+from retromae_jax.models.parameters import Arrays
 
 try:
     import torch
@@ -53,6 +54,11 @@ class TorchEncoder(Encoder):
         linear = torch.nn.Linear(self.config.hidden_size, self.settings.projection)
         linear.load_state_dict({name: torch.tensor(tensors[f"linear.{name}"]) for name in ("weight", "bias")})
         return linear.to(self.device)
+
+    @property
+    def weights(self) -> Arrays:
+        """The model's parameters, as `Encoder` has them."""
+        return self._parameters()
 
     @property
     def platform(self) -> str:

@@ -188,5 +188,5 @@ READERS = {
         {**saved_dataset(token_ids=((1, 2, 3), (4,))), "prepare.json": b'{"block_length": 8, "tokenizer": "x"}'},
     ),
     "run directory": Reader(lambda directory: open_model(str(directory)), RUN),
-    "model": Reader(lambda directory: open_model(str(directory)), MODEL),
+    "model": Reader(lambda directory: open_model(str(directory), weights=False), MODEL),
 }

@@ -306,7 +306,7 @@ def sizes_of(config: ConfigDict, init: str) -> BertConfig:
     if init in PUBLISHED:
         return PUBLISHED[init]
     if not init or Path(init).is_dir():
-        return checks.model_sizes(config, open_model(init) if init else None)
+        return checks.model_sizes(config, open_model(init, weights=False) if init else None)
     raise InputError(f"the sizes of {init!r} are not known here; give --init a directory or {', '.join(PUBLISHED)}")
 
 

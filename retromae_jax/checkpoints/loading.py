@@ -100,8 +100,12 @@ class Source:
         return parameters, LoadReport(named("loaded"), named("fresh"), named("left_over"))
 
 
-def open_model(name_or_directory: str) -> Source:
+def open_model(name_or_directory: str, weights: bool = True) -> Source:
     """Finds a model and reads everything but its weights.
+
+    Args:
+        name_or_directory: the model.
+        weights: whether they will be read, too: then missing or pickled ones show here, before hours of work.
 
     Raises:
         InputError: if there is none, or it is of no known model type, or its weights are missing or pickled.
@@ -120,8 +124,8 @@ def open_model(name_or_directory: str) -> Source:
     if not (directory / "config.json").is_file() and all((directory / kind).is_dir() for kind in KINDS):
         return _open_untied(directory)
     transformer, config, settings, modules = sentence_transformers.read(directory)
-    for path in (transformer, *modules):
-        huggingface.weights_files(path)  # missing or pickled ones show before data are read
+    for path in (transformer, *modules) if weights else ():
+        huggingface.weights_files(path)
     return Source(transformer, config, transformer, settings, modules)
 
 
