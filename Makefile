@@ -121,16 +121,14 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-# Two files at a time: compiling, which takes most of the tests' time, keeps one core busy. The files that take longest
-# come first, or one core would wait for them at the end.
+# Two files at a time: compiling, which takes most of the tests' time, keeps one core busy. tests/conftest.py orders them.
 TEST_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
-LONGEST_FIRST := tests/train/test_several_processes.py tests/train tests
 
 test: lint
-	$(RUN) -m pytest $(TEST_PROCESSES) -m 'not long' $(LONGEST_FIRST)
+	$(RUN) -m pytest $(TEST_PROCESSES) -m 'not long'
 
 test-long: lint
-	$(RUN) -m pytest $(TEST_PROCESSES) $(LONGEST_FIRST)
+	$(RUN) -m pytest $(TEST_PROCESSES)
 
 # Tests of what depends on other packages most, in an environment of their own without PyTorch: with the lowest versions
 # that setup.cfg allows, or with RESOLUTION=highest the newest; PYTHON chooses the Python.

@@ -28,6 +28,12 @@ from retromae_jax import hosts
 SHARED = Path(os.environ.get("RETROMAE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: or, of two processes, one would wait for the other at the end."""
+    longest = ("tests/train/test_several_processes.py", "tests/train/")
+    items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in longest])
+
+
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that a test calls in this process, where JAX runs already, look for no other processes."""

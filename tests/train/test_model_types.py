@@ -51,7 +51,7 @@ def check_vectors(directory):
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta"], indirect=True)
+@pytest.mark.parametrize("model_type", ["roberta", pytest.param("xlm-roberta", marks=pytest.mark.long)], indirect=True)
 def test_every_command(pretraining, tmp_path, model_type):
     pretrain(pretraining)
     assert train_state.read_description(tmp_path / "run")["model"]["model_type"] == model_type

@@ -284,6 +284,7 @@ def test_only_the_first_process_speaks(runs):
         assert part not in said_by_second
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_hosts_and_devices(runs, tmp_path):
     """A step on one process with eight devices, one on two with four each, one on a single device."""
     one, stages = runs[0], ("pretrained", "finetuned")
