@@ -23,24 +23,24 @@ TEXTS = ["A compact encoder.", "Retrieval-oriented pre-training makes its first 
 
 
 def test_both_rank_real_passages_alike(minilm_directory, retrieval_data, tmp_path):
-    """The first 100 passages of a real collection, and the queries that have a relevant one among them."""
+    """The first 60 passages of a real collection, and the queries that have a relevant one among them."""
     whole = load_collection(retrieval_data / "cranfield", "test")
-    known = set(whole.passages.ids[:100].to_pylist())
+    known = set(whole.passages.ids[:60].to_pylist())
     part = tmp_path / "part"
     part.mkdir()
-    texts = zip(whole.passages.ids[:100].to_pylist(), whole.passages.texts()[:100], strict=True)
+    texts = zip(whole.passages.ids[:60].to_pylist(), whole.passages.texts()[:60], strict=True)
     (part / "collection.tsv").write_text("".join(f"{name}\t{' '.join(text.split())}\n" for name, text in texts))
-    judged = [(query, name) for query, grades in whole.qrels.items() for name in grades if name in known]
+    judged = [(query, name) for query, grades in whole.qrels.items() for name in grades if name in known][:64]
     (part / "qrels.test.tsv").write_text("".join(f"{query}\t0\t{name}\t1\n" for query, name in judged))
     queries = list(dict.fromkeys(query for query, _ in judged))
     (part / "queries.test.tsv").write_text("".join(f"{query}\t{whole.queries[query]}\n" for query in queries))
     command = f"--model {minilm_directory} --collection {part} --split test --depth 10"
-    command += " --passage-max-length 32 --query-max-length 16 --batch-size 16"
+    command += " --passage-max-length 32 --query-max-length 16 --batch-size 8"
     runs = {}
     for encoder in ("jax", "torch"):
         msmarco.main(f"{command} --encoder {encoder} --output {tmp_path / encoder}".split())
         runs[encoder] = read_run(tmp_path / encoder / "run.trec")
-    assert len(queries) > 30 and runs["jax"].keys() == runs["torch"].keys()
+    assert len(queries) > 20 and runs["jax"].keys() == runs["torch"].keys()
     for query, found in runs["jax"].items():
         ours, theirs = ranking(found), ranking(runs["torch"][query])
         np.testing.assert_allclose([score for _, score in ours], [score for _, score in theirs], atol=1e-5)
