@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
@@ -19,6 +20,7 @@ from retromae_jax.data.prepared import load_prepared
 from retromae_jax.data.retrieval import load_collection, read_negatives
 from retromae_jax.data.teacher_scores import read_teacher_scores
 from retromae_jax.data.text import open_sources
+from retromae_jax.retrieval.embeddings import Embeddings
 from retromae_jax.retrieval.runs import iterate_run, read_run
 from train.convert import convert
 
@@ -167,7 +169,26 @@ def read_run_both_ways(directory: Path):
     return run
 
 
+def read_embeddings(directory: Path):
+    embeddings = Embeddings(directory)
+    return embeddings[:], embeddings.ids.to_pylist()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+EMBEDDINGS = {
+    "embeddings.json": b'{"count": 3, "width": 2, "texts_per_shard": 2, "dtype": "float16"}',
+    "ids.txt": b"d1\nd2\nd3\n",
+    "vectors-00000-of-00002.npy": npy(np.ones((2, 2), np.float16)),
+    "vectors-00001-of-00002.npy": npy(np.zeros((1, 2), np.float16)),
+}
+
 READERS = {
+    "embeddings": Reader(read_embeddings, EMBEDDINGS),
     "jsonl": Reader(read_texts, {"a.jsonl": b'{"text": "one"}\n{"text": null, "id": 7}\n{"text": "two"}\n'}),
     "tsv": Reader(read_texts, {"a.tsv": b"1\tone\n2\ttwo\n"}),
     "txt": Reader(read_texts, {"a.txt": b"one\nline\n\ntwo\n"}),

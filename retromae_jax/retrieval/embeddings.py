@@ -22,9 +22,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 
 from retromae_jax import files, hosts
+from retromae_jax.data.lines import Lines, check_unique, checked_id
 from retromae_jax.data.retrieval import Passages
 from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError, shown
@@ -37,6 +37,9 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 NAMES = ("model", "corpus")
 MAKING = ("dtype", "compute_dtype", "encoder", "texts_per_shard")
 IDS_AT_ONCE = 2**16
+# Shards have numbers of five digits.
+MOST_SHARDS = 100_000
+AGAIN = "make the embeddings again with eval.encode"
 
 
 def describe(encoder: Encoder, passages: Passages, kind: str, dtype: str = "float32") -> dict[str, Any]:
@@ -109,21 +112,24 @@ class Embeddings:
         size = self.description["texts_per_shard"]
         parts = [np.empty((0, self.shape[1]), np.float16 if self.description["dtype"] == "float16" else np.float32)]
         for number in range(start // size, -(-max(start, stop) // size)):
-            vectors = np.load(_shard(self.directory, self.description, number), mmap_mode="r")
+            vectors = np.lib.format.open_memmap(_shard(self.directory, self.description, number), "r")
             part = vectors[max(start - number * size, 0) : stop - number * size]
             parts.append((part.astype(np.uint32) << 16).view(np.float32) if part.dtype == np.uint16 else part)
         return np.concatenate(parts)
 
     @functools.cached_property
     def ids(self) -> pa.LargeStringArray:
-        """Ids of the texts."""
-        table = pyarrow.csv.read_csv(
-            self.directory / IDS,
-            read_options=pyarrow.csv.ReadOptions(column_names=["id"]),
-            parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={"id": pa.large_string()}),
-        )
-        return pa.concat_arrays(table["id"].chunks)
+        """Ids of the texts.
+
+        Raises:
+            InputError: if their file is missing or broken.
+        """
+        lines = Lines(self.directory / IDS)
+        if len(lines) != len(self):
+            raise InputError(f"{lines.path}: {len(lines):,} ids of {len(self):,} embeddings; {AGAIN}")
+        ids = pa.array((lines.parsed(row, checked_id) for row in range(len(lines))), pa.large_string())
+        check_unique(ids, lines.path)
+        return ids
 
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Checks that the embeddings are those that are wanted, however they are stored and were computed.
@@ -211,10 +217,12 @@ def missing_shards(directory: Path, description: Mapping[str, Any]) -> list[int]
     for number in range(_shards(description)):
         path = _shard(directory, description, number)
         try:
-            shape = np.load(path, mmap_mode="r").shape if path.is_file() else None
-        except (ValueError, OSError):
-            shape = None
-        if shape != (_rows(description, number), description["width"]):
+            stored = np.lib.format.open_memmap(path, "r")
+        except Exception:  # a broken header may raise anything
+            missing.append(number)
+            continue
+        wanted = np.uint16 if description["dtype"] == "bfloat16" else DTYPES[description["dtype"]]
+        if (stored.shape, stored.dtype) != ((_rows(description, number), description["width"]), wanted):
             missing.append(number)
     return missing
 
@@ -234,15 +242,19 @@ def _shard(directory: Path, description: Mapping[str, Any], number: int) -> Path
 
 
 def _read_description(directory: Path) -> dict[str, Any]:
-    path, remedy = directory / DESCRIPTION, "make the embeddings again with eval.encode"
+    path = directory / DESCRIPTION
     if not path.is_file():
         raise InputError(f"{directory}: no embeddings there, it has no {DESCRIPTION}; make them with eval.encode")
-    description = files.read_json(path, dict, remedy)
+    description = files.read_json(path, dict, AGAIN)
     for key in ("count", "width", "texts_per_shard"):
         if not isinstance(description.get(key), int) or description[key] < 1:
-            raise InputError(f"{path}: {key} is {shown(description.get(key))}, not a number above 0; {remedy}")
+            raise InputError(f"{path}: {key} is {shown(description.get(key))}, not a number above 0; {AGAIN}")
+    if _shards(description) > MOST_SHARDS:
+        raise InputError(
+            f"{path}: count is {shown(description['count'])}, more than {MOST_SHARDS:,} shards have; {AGAIN}"
+        )
     if description.get("dtype") not in DTYPES:
-        raise InputError(f"{path}: dtype is {shown(description.get('dtype'))}, none of {', '.join(DTYPES)}; {remedy}")
+        raise InputError(f"{path}: dtype is {shown(description.get('dtype'))}, none of {', '.join(DTYPES)}; {AGAIN}")
     return description
 
 

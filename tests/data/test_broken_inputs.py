@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from retromae_jax.errors import InputError
 from retromae_jax.retrieval.runs import read_run
-from tests.readers import BEIR, READERS, Reader, parquet, put, read_blocks, read_texts
+from tests.readers import BEIR, EMBEDDINGS, READERS, Reader, npy, parquet, put, read_blocks, read_texts
 
 
 def flipped(content: bytes, position: int) -> bytes:
@@ -182,6 +182,18 @@ BROKEN = {
         (b'{"num_attention_heads": 0}', " num_attention_heads 0 is less than 1"),
         (b'{"model_type": ["bert"]}', r" model_type is \['bert'\]; known are"),
     ],
+    ("embeddings", "embeddings.json"): [
+        (b"{", " not valid JSON: .*; make"),
+        (b'{"count": "3"}', " count is '3', not a number above 0; make"),
+        (EMBEDDINGS["embeddings.json"].replace(b"float16", b"int8"), " dtype is 'int8', none of .*; make"),
+        (EMBEDDINGS["embeddings.json"].replace(b"3", b"9" * 30), " count is 9+, more than 100,000 shards have; make"),
+    ],
+    ("embeddings", "ids.txt"): [
+        (b"d1\nd2\n", " 2 ids of 3 embeddings; make"),
+        (b"d1\nd2\nd\xff\n", "3: byte 2 of the line is not UTF-8; mend"),
+        (b"d1\nd2\nd1\n", "3: the id 'd1' stands on line 1 already; remove"),
+        (b"d1\nd 2\nd3\n", "2: the id 'd 2' .* white space .*; give"),
+    ],
     ("run", "a.trec"): [
         (b"q1 Q0 d1 1 0.5\n", "1: 5 fields where 6 are expected.*; mend"),
         (b"q1 Q0 d1 1 high t\n", "1: the score 'high' is no finite 32-bit number; mend"),
@@ -224,6 +236,24 @@ def test_a_packed_collection_that_ends_early(tmp_path):
     (tmp_path / "corpus.jsonl").unlink()
     said = refused(READERS["beir"].read, tmp_path)
     assert re.search(r"corpus\.jsonl\.gz:\d+: cannot be unpacked any further: .*fetch it again", said), said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        EMBEDDINGS["vectors-00000-of-00002.npy"][:-1],
+        npy(np.ones((2, 3), np.float16)),
+        npy(np.ones((2, 2), np.float64)),
+        npy(np.array([["a", "b"], ["c", None]], object)),
+    ],
+)
+def test_embeddings_that_are_cut_short_or_others(tmp_path, content):
+    put(tmp_path, EMBEDDINGS | {"vectors-00000-of-00002.npy": content})
+    said = refused(READERS["embeddings"].read, tmp_path)
+    assert re.search(
+        r"1 of 2 shards are missing or cut short, the first is vectors-00000-of-00002\.npy; start", said
+    ), said
 
 
 TABLES = {
