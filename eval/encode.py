@@ -32,11 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="Hugging Face directory or Hub name, or run directory; of untied encoders the directory that holds both",
-    )
+    retriever.add_model_argument(parser)
     parser.add_argument("--corpus", type=Path, required=True, help="directory of a collection, or a file of texts")
     parser.add_argument("--kind", choices=KINDS, default="passage", help="of texts (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="directory of the embeddings")

@@ -29,11 +29,7 @@ from retromae_jax.retrieval.metrics import Scores
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser("msmarco", __doc__)
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="Hugging Face directory or Hub name, or run directory; of untied encoders the directory that holds both",
-    )
+    retriever.add_model_argument(parser)
     retriever.add_arguments(parser)
     hosts.add_flags(parser)
     return parser.parse_args(argv)

@@ -30,6 +30,15 @@ SETTINGS = {
 }
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that names the encoder."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="Hugging Face directory or Hub name, or run directory; of untied encoders the directory that holds both",
+    )
+
+
 def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say how texts are encoded, but for `--model` and `--titles`, which commands add."""
     parser.set_defaults(titles=None)  # as the model says

@@ -35,11 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="Hugging Face directory or Hub name, or run directory; of untied encoders the directory that holds both",
-    )
+    retriever.add_model_argument(parser)
     parser.add_argument(
         "--corpus", type=Path, required=True, help="BEIR directory, or directory with MS MARCO's own files"
     )
