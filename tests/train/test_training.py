@@ -121,6 +121,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.long
 def test_options_reach_the_step_and_leave_the_run_as_it_is(pretrained, tmp_path, monkeypatch):
     steps = []
 
