@@ -437,7 +437,7 @@ def test_untied_lexical_embeddings_are_trained_resumed_exported_and_searched(pre
     assert_same(parameters_of(tmp_path / "run", step=2), expected)
 
     export(str(tmp_path / "run"), tmp_path / "exported")
-    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["export.json", "passage", "query"]
+    assert {path.name for path in (tmp_path / "exported").iterdir() if path.is_dir()} == {"passage", "query"}
     texts = ["An encoder.", "Something else entirely"]
     for kind in ("query", "passage"):
         from_run = getattr(Encoders.from_pretrained(str(tmp_path / "run")), kind)
