@@ -17,7 +17,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.finetune import PACKAGED, SIZES, model_directory
-from benchmarks.rounds import add_choice, argument_parser, check, compare, keep, machine, ratios, warn_if_not_quiet
+from benchmarks.rounds import (
+    add_choice,
+    argument_parser,
+    check,
+    compare,
+    keep,
+    machine,
+    ratios,
+    speeds,
+    warn_if_not_quiet,
+)
 from benchmarks.texts import TEXT_SETS, load_texts
 from benchmarks.worker import EncodingTask
 from eval.measure import positive
@@ -36,23 +46,12 @@ def summary(results: Sequence[Mapping], texts: int) -> list[dict]:
         results: of `compare`.
         texts: of a round.
     """
+    of_processor = [one | {"seconds": one["processor_seconds"]} for one in results]
     rows = []
-    for one in results:
-        speeds = [texts / seconds for seconds in one["seconds"]]
-        row = {
-            "system": one["system"],
-            "texts/s": f"{statistics.median(speeds):.2f}",
-            "least": f"{min(speeds):.2f}",
-            "most": f"{max(speeds):.2f}",
-            "tokens/s": round(statistics.median(one["tokens_per_second"])),
-            "peak MB": round(one["peak_megabytes"]),
-            "score": statistics.fmean(one["losses"]),
-        }
-        of_processor = [one | {"seconds": one["processor_seconds"]} for one in results]
-        own = next(other for other in of_processor if other["system"] == one["system"])
-        found = ratios(own, of_processor, BASELINE)
-        if found:
-            row |= {"processor ratio": found["speed ratio"]}
+    for one, own in zip(results, of_processor, strict=True):
+        row = speeds(one, texts, "texts") | {"score": statistics.fmean(one["losses"])}
+        if found := ratios(own, of_processor, BASELINE):
+            row["processor ratio"] = found["speed ratio"]
         rows.append(row | ratios(one, results, BASELINE))
     return rows
 

@@ -19,13 +19,22 @@ shows, and a fixed chunk of gradient caching.
 
 import argparse
 import dataclasses
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.pretrain import MODELS
-from benchmarks.rounds import add_choice, argument_parser, check, compare, keep, machine, ratios, warn_if_not_quiet
+from benchmarks.rounds import (
+    add_choice,
+    argument_parser,
+    check,
+    compare,
+    keep,
+    machine,
+    ratios,
+    speeds,
+    warn_if_not_quiet,
+)
 from benchmarks.texts import COLLECTIONS, load_groups
 from benchmarks.worker import FinetuningTask, Worker
 from eval.measure import positive
@@ -70,19 +79,7 @@ def summary(results: Sequence[Mapping], pairs: int) -> list[dict]:
         results: of `compare`.
         pairs: of a round.
     """
-    rows = []
-    for one in results:
-        speeds = [pairs / seconds for seconds in one["seconds"]]
-        row = {
-            "system": one["system"],
-            "pairs/s": f"{statistics.median(speeds):.2f}",
-            "least": f"{min(speeds):.2f}",
-            "most": f"{max(speeds):.2f}",
-            "tokens/s": round(statistics.median(one["tokens_per_second"])),
-            "peak MB": round(one["peak_megabytes"]),
-        }
-        rows.append(row | ratios(one, results, BASELINE))
-    return rows
+    return [speeds(one, pairs, "pairs") | ratios(one, results, BASELINE) for one in results]
 
 
 def losses(results: Sequence[Mapping]) -> list[dict]:

@@ -76,6 +76,25 @@ def compare(task: Task, systems: Sequence[str], rounds: int) -> list[dict]:
     return results
 
 
+def speeds(one: Mapping, count: int, unit: str) -> dict[str, object]:
+    """Cells of a table: how fast a system was, its median over rounds, its slowest and its fastest; and its memory.
+
+    Args:
+        one: of `compare`'s results.
+        count: what there is of the unit in a round.
+        unit: what the speed is counted in.
+    """
+    of_rounds = [count / seconds for seconds in one["seconds"]]
+    return {
+        "system": one["system"],
+        f"{unit}/s": f"{statistics.median(of_rounds):.2f}",
+        "least": f"{min(of_rounds):.2f}",
+        "most": f"{max(of_rounds):.2f}",
+        "tokens/s": round(statistics.median(one["tokens_per_second"])),
+        "peak MB": round(one["peak_megabytes"]),
+    }
+
+
 def ratios(one: Mapping, results: Sequence[Mapping], baseline: str) -> dict[str, float]:
     """How many times as fast a system is as the baseline, the median over rounds, and in how much of its memory.
 

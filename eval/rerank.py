@@ -25,15 +25,8 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from eval.measure import (
-    add_model_arguments,
-    argument_parser,
-    measures_of,
-    open_evaluation,
-    passage_indices,
-    positive,
-    report,
-)
+from eval.measure import add_model_arguments, argument_parser, measures_of, open_evaluation, positive, report
+from eval.score import judged_run
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.cross_encoder import CrossEncoder
@@ -41,7 +34,7 @@ from retromae_jax.data.retrieval import Collection, read_negatives
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say
 from retromae_jax.retrieval.metrics import Scores, score
-from retromae_jax.retrieval.runs import ranking, read_run, write_lines
+from retromae_jax.retrieval.runs import write_lines
 
 # Pairs whose lengths are sorted together.
 PAIRS_AT_ONCE = 2**14
@@ -137,14 +130,11 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
 
 def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[Scores, list[np.ndarray]]:
     """How good a run's best `depth` passages are; and for each query of the collection, their indices."""
-    run = read_run(path)
-    best = {query: dict(ranking(run.get(query, {}))[:depth]) for query in collection.queries}
-    passages = [passage for found in best.values() for passage in found]
-    if not passages:
-        raise InputError(f"{path}: none of its queries is judged in the split {collection.split!r}; take a run of it")
-    indices = passage_indices(path, collection, passages)
-    before = score(best, collection.qrels, measures_of(depth), collection.relevance_level)
-    return before, np.split(indices, np.cumsum([len(found) for found in best.values()])[:-1])
+    run = judged_run(path, collection, depth)
+    best = [list(run.get(query, ())) for query in collection.queries]
+    indices = collection.passages.indices([passage for passages in best for passage in passages])
+    before = score(run, collection.qrels, measures_of(depth), collection.relevance_level)
+    return before, np.split(indices, np.cumsum([len(passages) for passages in best])[:-1])
 
 
 def _of_file(path: Path, collection: Collection) -> list[np.ndarray]:

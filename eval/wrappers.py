@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from retromae_jax.encoder import Encoders
+from retromae_jax.encoder import Encoder
 from retromae_jax.errors import InputError
 from retromae_jax.models.text_encoder import KINDS
-from retromae_jax.retrieval.encode import encode_texts
 
 QUERY, PASSAGE = KINDS
 
@@ -33,7 +32,7 @@ class _Model:
 
         Args:
             name_or_directory: Hugging Face directory, Hub name or run directory, of one encoder or untied ones.
-            batch_size: as for `encode_texts`.
+            batch_size: as for `Encoder.encode`.
             compute_dtype: of activations, float32 or bfloat16.
             changes: fields of `EncoderSettings` that are to differ from the model's own.
 
@@ -41,15 +40,15 @@ class _Model:
             InputError: if there is no such model, or its embeddings are no vectors that others can search.
         """
         self.name, self.batch_size = name_or_directory, batch_size
-        self.encoders = Encoders.from_pretrained(name_or_directory, compute_dtype, **changes)
-        if self.encoders.passage.settings.lexical_top_k:
+        self.encoder = Encoder.from_pretrained(name_or_directory, compute_dtype, **changes)
+        if self.encoder.settings.lexical_top_k:
             raise InputError(
                 f"{name_or_directory}: embeddings with a lexical part are no vectors that others can search"
             )
 
     def embed(self, texts: Sequence[str], kind: str) -> np.ndarray:
         """Embeddings, float32 [N, D], of queries or passages."""
-        return encode_texts(getattr(self.encoders, kind), texts, kind, self.batch_size)
+        return self.encoder.encode(texts, kind, self.batch_size)
 
 
 class BeirModel(_Model):
@@ -61,7 +60,7 @@ class BeirModel(_Model):
 
     def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **_: Any) -> np.ndarray:
         """Embeddings of passages with `title` and `text`, float32 [N, D]."""
-        separator = self.encoders.passage.settings.title_separator
+        separator = self.encoder.settings.title_separator
         texts = [separator.join(filter(None, (passage.get("title"), passage["text"]))) for passage in corpus]
         return self.embed(texts, PASSAGE)
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
-METRICS = "metrics.jsonl"
+# Files in a run's directory.
+METRICS, LOG = "metrics.jsonl", "log.txt"
 LOG_BYTES = 10_000_000
 LOGS_KEPT = 5
 

@@ -14,13 +14,11 @@ from ml_collections import ConfigDict
 from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.errors import InputError
-from retromae_jax.logging import MetricsLog, Progress, duration, log_file, say
+from retromae_jax.logging import LOG, MetricsLog, Progress, duration, log_file, say
 from retromae_jax.tracking import Trackers
 from train.heartbeat import Heartbeat, command_line
 from train.losses import LossWatch
 from train.profiling import Profile
-
-LOG = "log.txt"
 
 
 class Batch(NamedTuple):

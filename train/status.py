@@ -15,9 +15,8 @@ from pathlib import Path
 from retromae_jax.checkpoints.train_state import is_run, read_description
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.files import read_json
-from retromae_jax.logging import duration
+from retromae_jax.logging import LOG, duration
 from train.heartbeat import FILE, command_line
-from train.loop import LOG
 
 
 def status(workdir: Path) -> str:

@@ -87,7 +87,10 @@ def _is_integer(field: str) -> bool:
 def _judgement_of_beir(line: str) -> tuple[str, str, int]:
     if '"' in line:
         # BEIR writes and reads these files as csv, in which an id with quotes is quoted.
-        line = "\t".join(next(csv.reader([line], delimiter="\t")))
+        try:
+            line = "\t".join(next(csv.reader([line], delimiter="\t")))
+        except csv.Error as error:
+            raise BadLineError(f"no line of a csv file: {error}; mend the line") from error
     query, passage, grade = columns(line, ("query-id", "corpus-id", "score"))
     return query, passage, _grade(grade)
 

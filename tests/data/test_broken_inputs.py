@@ -99,6 +99,7 @@ BROKEN = {
         (b"query-id\tcorpus-id\tscore\nq1\td1\t1e999\n", "2: the grade '1e999' is no integer; mend"),
         (b"query-id\tcorpus-id\tscore\n", " there is no judgement in it; fetch"),
         (b"query-id\tcorpus-id\tscore\nq1\td1\n", "2: 2 fields where 3 .*; mend"),
+        (b'query-id\tcorpus-id\tscore\nq1\t"' + b"x" * 10**6 + b"\t1\n", "2: no line of a csv file: .*; mend"),
         (b"query-id\tcorpus-id\tscore\nq1\td1\thigh\n", "2: the grade 'high' is no .*mend"),
         (b"query-id\tcorpus-id\tscore\nq1\td1\t1.5\n", r"2: the grade '1\.5' is no .*mend"),
         (b"query-id\tcorpus-id\tscore\nq9\td1\t1\n", " 1 line of 1 have a query that .*take"),

@@ -93,14 +93,8 @@ def test_a_task_of_mteb(minilm_directory, meaning, measured):
     assert model.similarity_pairwise(vectors, vectors[::-1].copy()).tolist() == [0, 0]
 
 
-def test_embeddings_with_a_lexical_part_are_refused(minilm_directory, monkeypatch):
-    class Encoders:
-        @classmethod
-        def from_pretrained(cls, *_, **__):
-            encoders = cls()
-            encoders.passage = type("Encoder", (), {"settings": EncoderSettings("cls", False, 16, lexical_top_k=4)})
-            return encoders
-
-    monkeypatch.setattr("eval.wrappers.Encoders", Encoders)
+def test_embeddings_with_a_lexical_part_are_refused(monkeypatch):
+    lexical = type("Encoder", (), {"settings": EncoderSettings("cls", False, 16, lexical_top_k=4)})
+    monkeypatch.setattr("eval.wrappers.Encoder.from_pretrained", lambda *_, **__: lexical)
     with pytest.raises(InputError, match="embeddings with a lexical part are no vectors that others can search"):
         BeirModel("exported/dupmae")
