@@ -81,7 +81,12 @@ def sums_over_rows(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         # As products of matrices in row-major order, because a CPU is slow at others and at sums over leading axes.
         x_NxI, y_NxO = (array.reshape(-1, array.shape[-1]) for array in (x, y))
         ones_N = jnp.ones_like(y_NxO[:, 0])
-        return product("IN,NO->IO", materialized(x_NxI.T), y_NxO), product("N,NO->O", ones_N, y_NxO)
+        # The narrower one is transposed: of a wide one, that takes as long as a good part of the product.
+        if x_NxI.shape[1] <= y_NxO.shape[1]:
+            products_IxO = product("IN,NO->IO", materialized(x_NxI.T), y_NxO)
+        else:
+            products_IxO = materialized(product("ON,NI->OI", materialized(y_NxO.T), x_NxI)).T
+        return products_IxO, product("N,NO->O", ones_N, y_NxO)
 
     def elsewhere(x, y):
         # The arrays as they are: a TPU would move them about for another shape.

@@ -8,11 +8,12 @@ from retromae_jax.linear import Linear, affine, materialized
 from retromae_jax.models import parameters
 
 
-def test_value_and_gradients_equal_the_plain_product():
-    graph, _ = parameters.structure(lambda rngs: Linear(5, 7, 0.5, rngs))
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 7), (7, 5)])
+def test_value_and_gradients_equal_the_plain_product(inputs, outputs):
+    graph, _ = parameters.structure(lambda rngs: Linear(inputs, outputs, 0.5, rngs))
     x, kernel, bias, weights = (
         jax.random.normal(jax.random.key(seed), shape)
-        for seed, shape in enumerate([(2, 3, 5), (5, 7), (7,), (2, 3, 7)])
+        for seed, shape in enumerate([(2, 3, inputs), (inputs, outputs), (outputs,), (2, 3, outputs)])
     )
 
     def fused(x, kernel, bias):
