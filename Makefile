@@ -74,14 +74,20 @@ demo: demo-data
 # Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
 # on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning with what was mined; a cross-encoder; its
 # scores; fine-tuning with those. The fine-tunings differ in init, negatives and scores, and in nothing else. Each query
-# comes once at most, so a group's negatives are all that are drawn. Learnt and mined is from the split train alone.
+# comes once at most, so a group's negatives are all that are drawn. Learnt and mined is from the split train alone, and
+# of that from the first 3,000 lines: the steps need no more, and the cross-encoder scores each.
 STAGES := runs/stages
-STAGES_MINE := $(RUN) -m eval.mine --collection $(DATA) --to-rank 50 --negatives 3
-STAGES_FINETUNE := $(RUN) -m train.finetune --config configs/stages_finetune.py --config.collection $(DATA)
-STAGES_ENCODE := --query-max-length 24 --passage-max-length 64 --compute-dtype bfloat16
-STAGES_EVALUATE := $(RUN) -m eval.msmarco --collection $(DATA) --split test --depth 100 $(STAGES_ENCODE)
-STAGES_SCORE := $(RUN) -m eval.rerank --model $(STAGES)/reranker --collection $(DATA) --compute-dtype bfloat16
+STAGES_DATA := build/stages/collection
+STAGES_LENGTHS := --query-max-length 24 --passage-max-length 64
+STAGES_MINE := $(RUN) -m eval.mine --collection $(STAGES_DATA) --to-rank 50 --negatives 3
+STAGES_FINETUNE := $(RUN) -m train.finetune --config configs/stages_finetune.py --config.collection $(STAGES_DATA)
+STAGES_EVALUATE := $(RUN) -m eval.msmarco --collection $(STAGES_DATA) --split test --depth 100 $(STAGES_LENGTHS)
+STAGES_SCORE := $(RUN) -m eval.rerank --model $(STAGES)/reranker --collection $(STAGES_DATA)
 stages: demo-data
+	mkdir -p $(STAGES_DATA)/qrels
+	ln -sf $(abspath $(DATA))/corpus.jsonl $(abspath $(DATA))/queries.jsonl $(STAGES_DATA)
+	ln -sf $(abspath $(DATA))/qrels/test.tsv $(STAGES_DATA)/qrels
+	head -n 3001 $(DATA)/qrels/train.tsv > $(STAGES_DATA)/qrels/train.tsv
 	$(RUN) -m train.prepare --config configs/demo.py --config.sources $(DATA)/corpus.jsonl --config.data build/stages/blocks
 	$(RUN) -m train.pretrain --config configs/demo.py --config.sources $(DATA)/corpus.jsonl \
 		--config.data build/stages/blocks --config.workdir $(STAGES)/pretrained
@@ -89,17 +95,21 @@ stages: demo-data
 	$(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv --config.workdir $(STAGES)/bm25_negatives
 	$(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv --config.workdir $(STAGES)/not_pretrained \
 		--config.init build/demo/checkpoint
-	$(STAGES_MINE) --model $(STAGES)/bm25_negatives $(STAGES_ENCODE) --output $(STAGES)/mined_negatives.tsv
+	$(RUN) -m eval.encode --model $(STAGES)/bm25_negatives --corpus $(STAGES_DATA) $(STAGES_LENGTHS) \
+		--output $(STAGES)/embeddings
+	$(STAGES_MINE) --model $(STAGES)/bm25_negatives --embeddings $(STAGES)/embeddings $(STAGES_LENGTHS) \
+		--output $(STAGES)/mined_negatives.tsv
 	$(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv --config.workdir $(STAGES)/mined_negatives
-	$(RUN) -m train.rerank --config configs/stages_rerank.py --config.collection $(DATA) \
+	$(RUN) -m train.rerank --config configs/stages_rerank.py --config.collection $(STAGES_DATA) \
 		--config.negatives $(STAGES)/mined_negatives.tsv
 	$(STAGES_SCORE) --split train --pairs $(STAGES)/mined_negatives.tsv --output $(STAGES)/teacher
 	$(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv --config.workdir $(STAGES)/distilled \
 		--config.teacher_scores $(STAGES)/teacher/scores.tsv
-	$(RUN) -m eval.bm25 --collection $(DATA) --split test --depth 100 --output $(STAGES)/eval/bm25
+	$(RUN) -m eval.bm25 --collection $(STAGES_DATA) --split test --depth 100 --output $(STAGES)/eval/bm25
 	$(STAGES_EVALUATE) --model build/demo/checkpoint --output $(STAGES)/eval/checkpoint
 	$(STAGES_EVALUATE) --model $(STAGES)/not_pretrained --output $(STAGES)/eval/not_pretrained
-	$(STAGES_EVALUATE) --model $(STAGES)/bm25_negatives --output $(STAGES)/eval/bm25_negatives
+	$(STAGES_EVALUATE) --model $(STAGES)/bm25_negatives --embeddings $(STAGES)/embeddings \
+		--output $(STAGES)/eval/bm25_negatives
 	$(STAGES_EVALUATE) --model $(STAGES)/mined_negatives --output $(STAGES)/eval/mined_negatives
 	$(STAGES_EVALUATE) --model $(STAGES)/distilled --output $(STAGES)/eval/distilled
 	$(STAGES_SCORE) --split test --run $(STAGES)/eval/distilled/run.trec --depth 20 --output $(STAGES)/eval/reranked
