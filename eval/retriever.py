@@ -1,6 +1,7 @@
 """What every command that searches with an encoder does alike: its arguments, encoding and searching."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,14 +152,23 @@ class Retriever:
         self._passages: Embeddings | None = None
         self._index: PassageIndex | None = None
 
-    def index(self, passages: Passages, directory: Path) -> None:
+    def content(self, passages: Passages) -> str:
+        """What the embeddings of these passages are, for `hosts.scratch`."""
+        return json.dumps(describe(self.encoders.passage, passages, "passage"), indent=2)
+
+    def index(self, passages: Passages, directory: Path, hosts_searching: int = 1) -> None:
         """Encodes, on all hosts, the passages to search, into files in `directory`; or checks those that there are.
 
+        Args:
+            passages: of the collection.
+            directory: seen by all hosts.
+            hosts_searching: a share of the passages each.
+
         Raises:
-            InputError: if there are embeddings, but not of these passages by this model; or the passages are too few
-                for the method of search.
+            InputError: if there are embeddings, but not of these passages by this model; or the passages cannot be
+                searched with the method, which shows before they are encoded.
         """
-        self.method.check(len(passages))
+        self.method.check(len(passages) // hosts_searching, self.encoders.passage.dimension)
         encoder, self._passages, self._index = self.encoders.passage, self._given, None
         if self._passages is None:
             encode_to_disk(encoder, passages, "passage", directory / "passages", batch_size=self.batch_size)

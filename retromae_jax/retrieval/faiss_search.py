@@ -117,7 +117,7 @@ def build(name: str, passages: Slices, parameters: Mapping[str, int], on_gpus: b
         if name == "hnsw":
             index = _hnsw(dimension, **parameters)
         else:
-            index = _ivfpq(passages, **_ivfpq_parameters(count, dimension, parameters, on_gpus))
+            index = _ivfpq(passages, **ivfpq_parameters(count, dimension, parameters, on_gpus))
             if on_gpus:
                 options = faiss.GpuMultipleClonerOptions()
                 options.shard = True
@@ -130,15 +130,6 @@ def build(name: str, passages: Slices, parameters: Mapping[str, int], on_gpus: b
     return index
 
 
-def check_enough(count: int) -> None:
-    """Raises an InputError if so many passages are too few to train IVF-PQ with."""
-    least = TRAINED_PER_CENTROID * CODES
-    if count < least:
-        raise InputError(
-            f"{count:,} passages of a host are too few to train IVF-PQ, which takes {least:,}; search them exactly"
-        )
-
-
 def _hnsw(dimension: int, M: int = 32, efConstruction: int = 200, efSearch: int = 256) -> faiss.Index:
     half: Any = faiss.ScalarQuantizer.QT_fp16  # Faiss's own types say that it is no number
     index = faiss.IndexHNSWSQ(dimension, half, M, faiss.METRIC_INNER_PRODUCT)
@@ -147,7 +138,23 @@ def _hnsw(dimension: int, M: int = 32, efConstruction: int = 200, efSearch: int 
     return index
 
 
-def _ivfpq_parameters(count: int, dimension: int, given: Mapping[str, int], on_gpus: bool) -> dict[str, int]:
+def ivfpq_parameters(count: int, dimension: int, given: Mapping[str, int], on_gpus: bool) -> dict[str, int]:
+    """All parameters of IVF-PQ: those given, and the others chosen by what is searched.
+
+    Args:
+        count: passages of a host.
+        dimension: numbers of an embedding.
+        given: some of `nlist`, `M` and `nprobe`.
+        on_gpus: whether it is searched there.
+
+    Raises:
+        InputError: if the passages are too few to train it with, or a given parameter does not go with them.
+    """
+    least = TRAINED_PER_CENTROID * CODES
+    if count < least:
+        raise InputError(
+            f"{count:,} passages of a host are too few to train IVF-PQ, which takes {least:,}; search them exactly"
+        )
     # Faiss's own guidelines advise 4 to 16 sqrt(N) lists.
     lists = 2 ** round(math.log2(4 * math.sqrt(count)))
     nlist = given.get("nlist", min(lists, count // TRAINED_PER_CENTROID))
@@ -155,17 +162,21 @@ def _ivfpq_parameters(count: int, dimension: int, given: Mapping[str, int], on_g
     whole = [parts for parts in range(1, dimension + 1) if dimension % parts == 0]
     # Four numbers or a few more become one byte.
     code = max((parts for parts in whole if 4 * parts <= dimension and parts <= most), default=1)
-    return {"nlist": nlist, "M": code, "nprobe": max(1, nlist // 16)} | dict(given)
+    chosen = {"nlist": nlist, "M": code, "nprobe": max(1, nlist // 16)} | dict(given)
+    if TRAINED_PER_CENTROID * chosen["nlist"] > count:
+        raise InputError(
+            f"nlist={chosen['nlist']}: {count:,} passages of a host are enough to train "
+            f"{count // TRAINED_PER_CENTROID:,} lists"
+        )
+    if dimension % chosen["M"]:
+        raise InputError(f"M={chosen['M']} does not divide the {dimension} numbers of an embedding")
+    if chosen["M"] > most:
+        raise InputError(f"M={chosen['M']} is more than the {most} bytes that Faiss searches on a GPU; add gpu=0")
+    return chosen
 
 
 def _ivfpq(passages: Slices, nlist: int, M: int, nprobe: int) -> faiss.Index:
-    count, dimension = len(passages.share), passages.embeddings.shape[1]
-    if TRAINED_PER_CENTROID * nlist > count:
-        raise InputError(
-            f"nlist={nlist}: {count:,} passages of a host are enough to train {count // TRAINED_PER_CENTROID:,} lists"
-        )
-    if dimension % M:
-        raise InputError(f"M={M} does not divide the {dimension} numbers of an embedding")
+    dimension = passages.embeddings.shape[1]
     index = faiss.IndexIVFPQ(
         faiss.IndexFlatIP(dimension), dimension, nlist, M, int(math.log2(CODES)), faiss.METRIC_INNER_PRODUCT
     )

@@ -78,10 +78,19 @@ class Method:
         """Whether Faiss searches on GPUs."""
         return "gpu" in METHODS[self.name] and faiss_search.gpus() > 0 and self.parameters.get("gpu") != 0
 
-    def check(self, count: int) -> None:
-        """Raises an InputError if so many passages are too few."""
+    def check(self, count: int, dimension: int) -> None:
+        """Checks that so many passages with embeddings of so many numbers can be searched so.
+
+        Raises:
+            InputError: if they are too few, or parameters do not go with them.
+        """
         if self.name == "ivfpq":
-            faiss_search.check_enough(count)
+            faiss_search.ivfpq_parameters(count, dimension, self.faiss_parameters, self.uses_gpus)
+
+    @property
+    def faiss_parameters(self) -> dict[str, int]:
+        """Those of its parameters that Faiss knows."""
+        return {name: value for name, value in self.parameters.items() if name != "gpu"}
 
     def __str__(self) -> str:
         return f"{self.name}:{','.join(f'{k}={v}' for k, v in self.parameters.items())}".rstrip(":")
@@ -102,7 +111,7 @@ class PassageIndex:
         share: successive numbers of the passages that are searched; None takes all.
 
     Raises:
-        InputError: if the passages are too few for the method, or one's embedding is not finite.
+        InputError: if the passages cannot be searched with the method, or one's embedding is not finite.
     """
 
     def __init__(
@@ -117,10 +126,14 @@ class PassageIndex:
         # How many of the exact search's passages an approximate method has found.
         self.recall: float | None = None
         self._index = None
-        self.method.check(len(self.share))
+        self.method.check(len(self.share), passages.shape[1])
         if self.method.name in APPROXIMATE:
-            parameters = {name: value for name, value in self.method.parameters.items() if name != "gpu"}
+            if lexical_top_k:
+                raise InputError(
+                    f"{self.method}: embeddings with a lexical part are searched exactly; choose no method"
+                )
             slices = self._slices(f"index by {self.method}")
+            parameters = self.method.faiss_parameters
             self._index = faiss_search.build(self.method.name, slices, parameters, self.method.uses_gpus)
 
     def search(self, queries: np.ndarray, k: int) -> Found:
@@ -146,12 +159,8 @@ class PassageIndex:
             )
         queries = finite(as_float32(queries), "query")
         found = self._search(queries, k)
-        if (
-            len(queries)
-            and len(self.share)
-            and self.recall is None
-            and (self._index is not None or self.method.uses_gpus)
-        ):
+        is_doubtful = self._index is not None or (self.method.uses_gpus and not self.lexical_top_k)
+        if is_doubtful and self.recall is None and len(queries) and len(self.share):
             self._compare(queries, found)
         return found
 

@@ -246,6 +246,18 @@ def test_passages_that_make_no_index(method, count, message):
         PassageIndex(np.zeros((count, 4), np.float32), Method.parse(method))
 
 
+def test_what_makes_no_index_shows_before_there_are_embeddings():
+    with pytest.raises(InputError, match="M=7 does not divide the 768 numbers of an embedding"):
+        Method.parse("ivfpq:M=7").check(1_000_000, 768)
+    Method.parse("ivfpq:M=96").check(1_000_000, 768)
+    Method.parse("flat").check(1, 768)
+
+
+def test_embeddings_with_a_lexical_part_have_no_approximate_index():
+    with pytest.raises(InputError, match="with a lexical part are searched exactly"):
+        PassageIndex(np.zeros((4, 8), np.float32), Method.parse("hnsw"), lexical_top_k=2)
+
+
 def test_methods_are_written_as_they_are_read():
     for text in ("device", "flat:gpu=0", "hnsw:M=8,efSearch=64"):
         assert str(Method.parse(text)) == text
@@ -253,9 +265,11 @@ def test_methods_are_written_as_they_are_read():
 
 
 def test_defaults_of_ivfpq_follow_the_collection():
-    assert faiss_search._ivfpq_parameters(8_841_823, 768, {}, False) == {"nlist": 16384, "M": 192, "nprobe": 1024}
-    assert faiss_search._ivfpq_parameters(8_841_823, 768, {}, True) == {"nlist": 16384, "M": 96, "nprobe": 1024}
-    assert faiss_search._ivfpq_parameters(10_240, 100, {"nprobe": 3}, False) == {"nlist": 256, "M": 25, "nprobe": 3}
+    assert faiss_search.ivfpq_parameters(8_841_823, 768, {}, False) == {"nlist": 16384, "M": 192, "nprobe": 1024}
+    assert faiss_search.ivfpq_parameters(8_841_823, 768, {}, True) == {"nlist": 16384, "M": 96, "nprobe": 1024}
+    with pytest.raises(InputError, match="M=192 is more than the 96 bytes that Faiss searches on a GPU; add gpu=0"):
+        faiss_search.ivfpq_parameters(8_841_823, 768, {"M": 192}, True)
+    assert faiss_search.ivfpq_parameters(10_240, 100, {"nprobe": 3}, False) == {"nlist": 256, "M": 25, "nprobe": 3}
 
 
 @pytest.fixture
