@@ -5,7 +5,7 @@
     python -m train.export   --from runs/dupmae --to exported/dupmae
 
 configs/wiki.py's text (prepared once for both) and schedule, with the bag-of-words loss beside RetroMAE's two and
-embedded decoder queries (Xiao et al., 2022, "RetroMAE-2"). The published results are those of [CLS] and token
+embedded decoder queries (Liu et al., 2023, "RetroMAE-2"). The published results are those of [CLS] and token
 embeddings side by side: configs/msmarco_dupmae.py fine-tunes both.
 """
 

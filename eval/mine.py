@@ -10,12 +10,12 @@ On several hosts, each encodes its share of the passages and searches for its sh
 what one host alone would have written, where all see it. A run is read by the first alone.
 
 Beside the output lies, until it is written, a directory with an encoder's passage embeddings (passages x width x 4
-bytes; none with --embeddings, those that eval.encode has made) and each host's negatives. Memory holds the queries,
-their qrels, and the passages' ids and positions in their file; the results of 16,384 queries at a time, which are 12
-bytes for each of their ranks (39 MB at 200), or some 150 while a run is read; and an encoder's embeddings of these
-queries and of one block of passages (512 MiB). All else is time and disk. BM25's index is in memory as a whole, on
-every host: some 8 bytes for each different word of each passage, and several times that while it is made. For
-collections that are too large for it, give a search engine's run.
+bytes; none with --embeddings, those that eval.encode has made) and each host's negatives. Killed and started again, the
+command goes on with these embeddings. Memory holds the queries, their qrels, and the passages' ids and positions in
+their file; the results of 16,384 queries at a time, which are 12 bytes for each of their ranks (39 MB at 200), or some
+150 while a run is read; and an encoder's embeddings of these queries and of one block of passages (512 MiB). All else
+is time and disk. BM25's index is in memory as a whole, on every host: some 8 bytes for each different word of each
+passage, and several times that while it is made. For collections that are too large for it, give a search engine's run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from eval import retriever
 from eval.measure import add_collection_arguments, add_titles_argument, passage_indices, positive
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
-from retromae_jax.data.retrieval import Collection, Passages, load_collection
+from retromae_jax.data.retrieval import Collection, load_collection
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.logging import Progress, say, table
 from retromae_jax.retrieval.bm25 import BM25
@@ -75,13 +75,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--margin",
         type=_not_negative,
         help="leave out passages that score above the best-scored relevant passage less this: many are relevant and "
-        "not judged (default: leave none out)",
+        "not judged (default: leave none out); of a run in MS MARCO's format, which has no scores, in ranks",
     )
     parser.add_argument("--negatives", type=positive, help="negatives drawn for each query (default: all)")
     parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
     retriever.add_arguments(parser)
     hosts.add_flags(parser)
     arguments = parser.parse_args(argv)
+    for name in (*retriever.SETTINGS, "dimension", "embeddings", "search"):
+        if not arguments.model and name != "titles" and getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: only an encoder's search has that, with --model")
     if arguments.from_rank > arguments.to_rank:
         parser.error(f"--from-rank {arguments.from_rank} is behind --to-rank {arguments.to_rank}")
     return arguments
@@ -102,13 +105,18 @@ def mine(arguments: argparse.Namespace) -> None:
     """
     if arguments.model:
         open_model(arguments.model)  # a mistyped name shows before a large collection is read
-    with hosts.scratch(arguments.output.with_name(f".{arguments.output.name}.mining"), "--output") as directory:
-        _mine(arguments, directory)
-
-
-def _mine(arguments: argparse.Namespace, directory: Path) -> None:
-    """Mines, by way of files in a directory that all hosts see."""
     collection = load_collection(arguments.collection, arguments.split)
+    encoder = retriever.Retriever(arguments) if arguments.model else None
+    content = encoder.content(collection.passages) if encoder else ""
+    place = arguments.output.with_name(f".{arguments.output.name}.mining")
+    with hosts.scratch(place, "--output", content) as directory:
+        _mine(arguments, collection, encoder, directory)
+
+
+def _mine(
+    arguments: argparse.Namespace, collection: Collection, encoder: retriever.Retriever | None, directory: Path
+) -> None:
+    """Mines, by way of files in a directory that all hosts see."""
     relevant = collection.relevant_passages()
     trained = [number for number, passages in enumerate(relevant) if len(passages)]
     if not trained:
@@ -133,7 +141,7 @@ def _mine(arguments: argparse.Namespace, directory: Path) -> None:
 
     process = jax.process_index()
     files, counted = hosts.files(directory, "negatives.tsv"), hosts.files(directory, "counts.npy")
-    write_lines(files[process], lines(_search(arguments, collection, trained, directory)))
+    write_lines(files[process], lines(_search(arguments, collection, encoder, trained, directory)))
     np.save(counted[process], np.concatenate(counts))
     hosts.part()
     if not hosts.is_first():
@@ -152,7 +160,11 @@ def _lines_of(files: Sequence[Path]) -> Iterator[str]:
 
 
 def _search(
-    arguments: argparse.Namespace, collection: Collection, trained: Sequence[int], directory: Path
+    arguments: argparse.Namespace,
+    collection: Collection,
+    encoder: retriever.Retriever | None,
+    trained: Sequence[int],
+    directory: Path,
 ) -> Iterator[Found]:
     """Searches for this host's share of the queries with these numbers."""
     if arguments.run is not None:
@@ -160,21 +172,16 @@ def _search(
             yield from _read(arguments.run, collection, trained, arguments.to_rank)
         return
     find: Search
-    if arguments.bm25:
+    if encoder is None:
         find = BM25(collection.passages.texts(arguments.titles is not False)).search
     else:
-        find = _encoder_search(arguments, collection.passages, directory)
+        encoder.index(collection.passages, directory)
+        find = encoder.search
     texts = list(collection.queries.values())
     own = hosts.share(len(trained))
     for start in own[::QUERIES_AT_ONCE]:
         queries = trained[start : min(start + QUERIES_AT_ONCE, own.stop)]
         yield Found(queries, *find([texts[query] for query in queries], arguments.to_rank))
-
-
-def _encoder_search(arguments: argparse.Namespace, passages: Passages, directory: Path) -> Search:
-    encoder = retriever.Retriever(arguments)
-    encoder.index(passages, directory)
-    return encoder.search
 
 
 def _read(path: Path, collection: Collection, trained: Sequence[int], depth: int) -> Iterator[Found]:

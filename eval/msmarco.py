@@ -4,9 +4,11 @@
 
 Queries and passages are encoded, all passages are searched, exactly unless --search names an approximate index
 (docs/search.md), and the run is scored: MRR@10, Recall@100, Recall@1000, nDCG@10, MAP. Embeddings with a lexical part
-(lexical_top_k) are searched without an index, which takes long: docs/design.md has figures. Until the end, the
-embeddings lie in files in the output directory (passages x width x 4 bytes) instead of memory; with --embeddings, those
-that eval.encode has made are searched.
+(lexical_top_k) are searched without an index, which takes long: docs/design.md has figures.
+
+Until the end, the embeddings lie in files in the output directory (passages x width x 4 bytes) instead of memory, and a
+command that was killed goes on with them when it is started again. With --embeddings, those that eval.encode has made
+are searched.
 
 Of MS MARCO's own passages, published scores are shown beside the new one. Those of RetroMAE are of passages with titles
 (RocketQA's corpus); the output says which file was searched, and whether with titles. `python -m eval.downloads` lists
@@ -17,6 +19,8 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import jax
 
 from eval import published, retriever
 from eval.measure import argument_parser, open_evaluation, report
@@ -47,9 +51,9 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     collection, output = open_evaluation(arguments, system)
     encoder = retriever.Retriever(arguments)
 
-    with hosts.scratch(output / ".embeddings", "--output") as directory:
+    with hosts.scratch(output / ".embeddings", "--output", encoder.content(collection.passages)) as directory:
         started = time.monotonic()
-        encoder.index(collection.passages, directory)
+        encoder.index(collection.passages, directory, jax.process_count())
         encoded = time.monotonic()
         found = encoder.search_on_all_hosts(list(collection.queries.values()), arguments.depth, directory)
         seconds = {"encode": encoded - started, "search": time.monotonic() - encoded}

@@ -12,16 +12,18 @@ scores the best 100 passages of each query in any run. Beside what all evaluatio
 scores training pairs, and writes `scores.tsv` only: the passages that a file names for each query, in lines `query-id
 TAB passage-id` or `query-id TAB passage-id,passage-id,...` as `eval.mine` writes them, and the relevant passages.
 
-On several hosts, each scores its share of the queries and the first writes, where all see it. Memory holds the number
-of each pair's passage, 8 bytes, and its score, 4 bytes.
+On several hosts, each scores its share of the pairs and the first writes, where all see it. Killed and started again,
+the command goes on with the pairs that have no score yet, on any number of hosts. Memory holds the number of each
+pair's passage, 8 bytes, and its score, 4 bytes.
 """
 
 import argparse
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow as pa
 
@@ -31,18 +33,19 @@ from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.cross_encoder import CrossEncoder
 from retromae_jax.data.retrieval import Collection, read_negatives
-from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.errors import exits_on_input_error
 from retromae_jax.logging import Progress, say
+from retromae_jax.retrieval.embeddings import write_array
 from retromae_jax.retrieval.metrics import Scores, score
 from retromae_jax.retrieval.runs import write_lines
 
-# Pairs whose lengths are sorted together.
+# Pairs whose lengths are sorted together, and whose scores are a file.
 PAIRS_AT_ONCE = 2**14
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser("rerank", __doc__)
-    parser.set_defaults(depth=100)
+    parser.set_defaults(depth=100, titles=None)  # as the model says
     parser.add_argument(
         "--model", required=True, help="cross-encoder: Hugging Face directory or Hub name, or run directory"
     )
@@ -52,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-length", type=positive, help="tokens of query and passage together (default: the model's own maximum)"
     )
-    parser.add_argument("--title-separator", default=" ", help="between title and text (default: a space)")
+    parser.add_argument("--title-separator", help="between title and text (default: the model's own)")
     add_model_arguments(parser)
     hosts.add_flags(parser)
     return parser.parse_args(argv)
@@ -66,66 +69,102 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
     """
     system = Path(arguments.model).resolve().name
     open_model(arguments.model)  # a mistyped name shows before a large collection is read
-    collection, output = open_evaluation(arguments, system)
-    cross_encoder = CrossEncoder.from_pretrained(arguments.model, arguments.compute_dtype)
-    max_length = arguments.max_length or cross_encoder.max_length
-    if not 8 <= max_length <= cross_encoder.config.max_length:
-        raise InputError(
-            f"--max-length {max_length} is not between 8 and the model's {cross_encoder.config.max_length} positions"
-        )
+    collection, output = open_evaluation(arguments, system, [arguments.run] if arguments.run else [])
+    cross_encoder = CrossEncoder.from_pretrained(
+        arguments.model,
+        arguments.compute_dtype,
+        max_length=arguments.max_length,
+        titles=arguments.titles,
+        title_separator=arguments.title_separator,
+    )
+    own = cross_encoder.settings
     if arguments.run is not None:
         before, candidates = _best_of_run(arguments.run, collection, arguments.depth)
     else:
         candidates = _of_file(arguments.pairs, collection)
 
     started = time.monotonic()
-    query_ids, texts = list(collection.queries), list(collection.queries.values())
-    passages = collection.passages.texts(arguments.titles, arguments.title_separator)
-    scored = [query for query, own in enumerate(candidates) if len(own)]
+    query_ids = list(collection.queries)
+    portions = list(_portions(candidates))
     # What a run's scores are to be reported with.
-    shape = (len(texts) if arguments.run is not None else 0, arguments.depth)
+    shape = (len(query_ids) if arguments.run is not None else 0, arguments.depth)
     scores, indices = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
 
-    def found() -> Iterator[np.ndarray]:
-        """Scores of this host's share of the queries."""
-        own = [scored[number] for number in hosts.share(len(scored))]
-        with Progress("rerank", sum(len(candidates[query]) for query in own), "pairs") as progress:
-            for queries in _portions(candidates, own):
-                of_query = [texts[query] for query in queries for _ in candidates[query]]
-                of_passage = [passages[int(number)] for query in queries for number in candidates[query]]
-                yield cross_encoder.scores(of_query, of_passage, max_length, arguments.batch_size)
-                progress.update(len(of_query))
+    def lines(files: Sequence[Path]) -> Iterator[str]:
+        """Lines of all pairs, given the files of their scores."""
+        for queries, file in zip(portions, files, strict=True):
+            ends = np.cumsum([len(candidates[query]) for query in queries])
+            for query, values in zip(queries, np.split(np.load(file), ends[:-1]), strict=True):
+                if arguments.run is not None:
+                    scores[query, : len(values)], indices[query, : len(values)] = values, candidates[query]
+                ids = collection.passages.ids.take(pa.array(candidates[query])).to_pylist()
+                for passage, value in zip(ids, values, strict=True):
+                    yield f"{query_ids[query]}\t{passage}\t{value!s}"
 
-    def lines(values: Iterator[float]) -> Iterator[str]:
-        """Lines of all pairs, given their scores."""
-        for query in scored:
-            own = np.fromiter(values, np.float32, len(candidates[query]))
-            if arguments.run is not None:
-                scores[query, : len(own)], indices[query, : len(own)] = own, candidates[query]
-            ids = collection.passages.ids.take(pa.array(candidates[query])).to_pylist()
-            for passage, value in zip(ids, own, strict=True):
-                yield f"{query_ids[query]}\t{passage}\t{value!s}"
-
-    with hosts.scratch(output / ".scores", "--output") as directory:
-        files = hosts.files(directory, "scores.npy")
-        np.save(files[jax.process_index()], np.concatenate([np.empty(0, np.float32), *found()]))
+    content = _content(cross_encoder, collection, candidates)
+    with hosts.scratch(output / ".scores", "--output", content) as directory:
+        files = [directory / f"scores-{number:06d}-of-{len(portions):06d}.npy" for number in range(len(portions))]
+        _score(cross_encoder, collection, candidates, portions, files, arguments.batch_size)
         hosts.part()
         if not hosts.is_first():
             return None
         seconds = {"score": time.monotonic() - started}
-        write_lines(output / "scores.tsv", lines(value for file in files for value in np.load(file)))
+        write_lines(output / "scores.tsv", lines(files))
     if arguments.run is None:
         say(f"scores: {output / 'scores.tsv'}")
         return None
     settings = {
         "model": arguments.model,
         "run": str(arguments.run),
-        "max_length": max_length,
-        "title_separator": arguments.title_separator,
+        "max_length": own.max_length,
+        "title_separator": own.title_separator,
         "batch_size": arguments.batch_size,
         "compute_dtype": arguments.compute_dtype,
     }
-    return report(collection, (scores, indices), output, system, arguments.titles, settings, seconds, before)
+    return report(collection, (scores, indices), output, system, own.titles, settings, seconds, before)
+
+
+def _content(cross_encoder: CrossEncoder, collection: Collection, candidates: Sequence[np.ndarray]) -> str:
+    """What decides the pairs' scores, and which file has those of which pairs."""
+    pairs = hashlib.sha256(json.dumps(list(collection.queries.items())).encode())
+    for passages in candidates:
+        pairs.update(len(passages).to_bytes(8, "little") + passages.astype("<i8").tobytes())
+    own = cross_encoder.settings
+    description = {
+        "model": cross_encoder.digest,
+        "passages": collection.passages.digest,
+        "pairs": pairs.hexdigest(),
+        "pairs_at_once": PAIRS_AT_ONCE,
+        "max_length": own.max_length,
+        "titles": own.titles,
+        "title_separator": own.title_separator,
+        "compute_dtype": cross_encoder.compute_dtype,
+    }
+    return json.dumps(description, indent=2)
+
+
+def _score(
+    cross_encoder: CrossEncoder,
+    collection: Collection,
+    candidates: Sequence[np.ndarray],
+    portions: Sequence[Sequence[int]],
+    files: Sequence[Path],
+    batch_size: int | None,
+) -> None:
+    """Scores the pairs of the portions that have no file yet, each host a share of them."""
+    missing = np.flatnonzero(hosts.of_first(np.array([not file.exists() for file in files], bool)))
+    if 0 < len(missing) < len(files):
+        say(f"{len(files) - len(missing):,} of {len(files):,} files of scores are there already")
+    own = missing[hosts.share(len(missing))].tolist()
+    texts = list(collection.queries.values())
+    passages = collection.passages.texts(cross_encoder.settings.titles, cross_encoder.settings.title_separator)
+    pairs = [sum(len(candidates[query]) for query in portions[number]) for number in own]
+    with Progress("rerank", sum(pairs), "pairs") as progress:
+        for number, count in zip(own, pairs, strict=True):
+            of_query = [texts[query] for query in portions[number] for _ in candidates[query]]
+            of_passage = [passages[int(passage)] for query in portions[number] for passage in candidates[query]]
+            write_array(files[number], cross_encoder.scores(of_query, of_passage, batch_size=batch_size))
+            progress.update(count)
 
 
 def _best_of_run(path: Path, collection: Collection, depth: int) -> tuple[Scores, list[np.ndarray]]:
@@ -146,12 +185,14 @@ def _of_file(path: Path, collection: Collection) -> list[np.ndarray]:
     ]
 
 
-def _portions(candidates: Sequence[np.ndarray], scored: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of successive queries that have about `PAIRS_AT_ONCE` candidates together."""
+def _portions(candidates: Sequence[np.ndarray]) -> Iterator[list[int]]:
+    """Numbers of successive queries with candidates that have about `PAIRS_AT_ONCE` together."""
     queries, pairs = [], 0
-    for query in scored:
+    for query, passages in enumerate(candidates):
+        if not len(passages):
+            continue
         queries.append(query)
-        pairs += len(candidates[query])
+        pairs += len(passages)
         if pairs >= PAIRS_AT_ONCE:
             yield queries
             queries, pairs = [], 0

@@ -1,26 +1,34 @@
 """A trained cross-encoder: pairs of query and passage to scores."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from retromae_jax import parallel
+from retromae_jax.checkpoints.digests import model_digest
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.batches import BATCH_SIZES, by_length, one_behind
 from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
-from retromae_jax.errors import InputError
+from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, delayed
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.reranking import Model
 from retromae_jax.retrieval.hits import Hit, hits
 from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# What a pair has room for at least: a token of each text, and the special ones.
+LEAST_LENGTH = 8
 
 
 class CrossEncoder:
@@ -30,12 +38,12 @@ class CrossEncoder:
         config: sizes of the model.
         weights: `bert.*` and `classifier.*` parameters.
         tokenizer: the model's.
-        max_length: longest pair in tokens, special ones included.
+        settings: the longest pair in tokens, special ones included, and how passages become texts.
         compute_dtype: of activations, float32 or bfloat16.
         device: as for `Encoder`.
 
     Raises:
-        InputError: if there is no such device.
+        InputError: if there is no such device, or pairs are longer than the model has positions.
     """
 
     def __init__(
@@ -43,11 +51,12 @@ class CrossEncoder:
         config: BertConfig,
         weights: parameters.Arrays,
         tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
+        settings: EncoderSettings,
         compute_dtype: str = "float32",
         device: parallel.Device = None,
     ):
-        self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
+        self.config, self.tokenizer, self.settings, self.compute_dtype = config, tokenizer, settings, compute_dtype
+        self._check_length(self.max_length)
         self.mesh = parallel.local_mesh(device)
         self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
         computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
@@ -61,9 +70,19 @@ class CrossEncoder:
 
         self._score = jax.jit(score)
 
+    @property
+    def max_length(self) -> int:
+        """Longest pair in tokens, special ones included."""
+        return self.settings.max_length
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the model; see `model_digest`."""
+        return model_digest(self.config, self.tokenizer, self.weights)
+
     @classmethod
     def from_pretrained(
-        cls, name_or_directory: str, compute_dtype: str = "float32", device: parallel.Device = None
+        cls, name_or_directory: str, compute_dtype: str = "float32", device: parallel.Device = None, **changes: Any
     ) -> "CrossEncoder":
         """Opens a Hugging Face directory, a Hub name or a run directory.
 
@@ -72,9 +91,11 @@ class CrossEncoder:
                 `train.rerank`.
             compute_dtype: of activations, float32 or bfloat16.
             device: as for `Encoder`.
+            **changes: of the model's settings: `max_length`, `titles`, `title_separator`; None leaves one as it is.
 
         Raises:
-            InputError: if there is no such model or device, or the model is no cross-encoder.
+            InputError: if there is no such model or device, or the model is no cross-encoder or has no positions for
+                pairs so long.
         """
         source = open_model(name_or_directory)
         _, shapes = parameters.structure(lambda rngs: Model(source.config, Computation(), rngs))
@@ -86,7 +107,8 @@ class CrossEncoder:
             )
         tokenizer = load_tokenizer(str(source.tokenizer))
         max_length = min(source.settings.max_length, tokenizer.model_max_length)
-        return cls(source.config, weights, tokenizer, max_length, compute_dtype, device)
+        settings = dataclasses.replace(source.settings, max_length=max_length).changed(**changes)
+        return cls(source.config, weights, tokenizer, settings, compute_dtype, device)
 
     def rank(self, query: str, passages: Sequence[str], batch_size: int | None = None) -> list[Hit]:
         """All passages by their scores with the query, the best first; arguments as for `scores`."""
@@ -110,7 +132,12 @@ class CrossEncoder:
             max_length: of a pair in tokens; longer ones are cut (see `encode_pairs`). None takes the model's own.
             batch_size: pairs that each device scores at once where they are as long as may be; of shorter ones as
                 many more. None takes what suits the devices.
+
+        Raises:
+            InputError: if the model has no positions for pairs so long, or a score is not finite.
         """
+        if max_length is not None:
+            self._check_length(max_length)
         scores = np.empty(len(queries), np.float32)
         with jax.set_mesh(self.mesh), Progress("score", len(queries), "pairs") as progress:
             batch_size = batch_size or BATCH_SIZES[parallel.platform(self.mesh)]
@@ -119,7 +146,19 @@ class CrossEncoder:
             for rows, result in one_behind(scored):
                 scores[rows] = np.asarray(result)[: len(rows)]
                 progress.update(len(rows))
+        if not np.isfinite(scores).all():
+            pair = int(np.argmin(np.isfinite(scores)))
+            raise InputError(
+                f"the score of pair {pair} is not finite, of query {shown(queries[pair])}; check the model's weights"
+            )
         return scores
+
+    def _check_length(self, max_length: int) -> None:
+        if not LEAST_LENGTH <= max_length <= self.config.max_length:
+            raise InputError(
+                f"the length {max_length} of a pair is not between {LEAST_LENGTH} and the model's "
+                f"{self.config.max_length} positions"
+            )
 
     def _batches(
         self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int

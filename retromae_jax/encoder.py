@@ -1,9 +1,6 @@
 """Trained encoders: texts to embeddings."""
 
-import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retromae_jax import parallel
+from retromae_jax.checkpoints.digests import model_digest
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError, shown
@@ -209,16 +207,8 @@ class Encoder:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of all that decides what becomes of token ids, and of text: sizes, weights and tokenizer.
-
-        A run and what is exported of it have the same; the settings are not in it.
-        """
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        for name, value in sorted(jax.device_get(self.weights).items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(value, np.float32).data)
-        return digest.hexdigest()
+        """Of the model; see `model_digest`."""
+        return model_digest(self.config, self.tokenizer, self.weights)
 
     def embed(self, token_ids_BxL: np.ndarray, lengths_B: np.ndarray) -> jax.Array:
         """Embeddings of padded texts, float32 [B, D]; B must be a multiple of `devices`."""
@@ -235,10 +225,6 @@ def _torch_encoder() -> type[Encoder]:
 
 # What runs a model; PyTorch is imported by those only who ask for it.
 BACKENDS: dict[str, Callable[[], type[Encoder]]] = {"jax": lambda: Encoder, "torch": _torch_encoder}
-
-
-def _changed(settings: EncoderSettings, changes: dict[str, Any]) -> EncoderSettings:
-    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
 class Encoders(NamedTuple):
@@ -266,7 +252,7 @@ class Encoders(NamedTuple):
         opened = []
         for kind in KINDS if source.settings.untie_encoder else KINDS[:1]:
             own = source.of_kind(kind)
-            opened.append(encoder(own, _changed(own.settings, changes), compute_dtype, dimension, device))
+            opened.append(encoder(own, own.settings.changed(**changes), compute_dtype, dimension, device))
         both = cls(opened[0], opened[-1])
         for one in both:
             one.both = both

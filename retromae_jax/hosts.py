@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 
 from retromae_jax import logging
 from retromae_jax.errors import InputError
+from retromae_jax.files import replace
 
 FLAGS = ("--coordinator", "--processes", "--process")
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -190,30 +191,34 @@ def check_same(description: str) -> None:
 
 
 @contextlib.contextmanager
-def scratch(directory: Path, setting: str) -> Iterator[Path]:
-    """A directory in which processes leave files for each other; the first one removes it at the end.
+def scratch(directory: Path, setting: str, content: str) -> Iterator[Path]:
+    """A directory in which processes leave files for each other; the first one removes it when all is done.
+
+    What a run leaves there that fails or is killed is found by the next one.
 
     Args:
-        directory: where; what an earlier run left there is removed first.
+        directory: where.
         setting: which names the directory that it lies in.
+        content: what the files are of; those that are of something else are removed first.
 
     Raises:
         InputError: if it cannot be written, or not all processes see it.
     """
-    if is_first():
+    description = directory / "content"
+    if is_first() and not (description.is_file() and description.read_text(encoding="utf-8") == content):
         shutil.rmtree(directory, ignore_errors=True)
     wait_for_all("scratch")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
+        if is_first():
+            replace(description, content)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written to: {error.strerror}; choose another {setting}") from error
-    try:
-        check_shared(directory, setting)
-        yield directory
-    finally:
-        if is_first():
-            shutil.rmtree(directory, ignore_errors=True)
+    check_shared(directory, setting)
+    yield directory
+    if is_first():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def check_shared(directory: Path, setting: str) -> None:

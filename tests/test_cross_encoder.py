@@ -16,6 +16,7 @@ from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig, Computation
+from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.reranking import Model
 
 every_model_type = pytest.mark.parametrize("model_type", huggingface.FAMILIES, indirect=True)
@@ -54,7 +55,7 @@ def model(model_type, tokenizer):
 @pytest.fixture
 def exported(tmp_path, model, tokenizer):
     config, weights = model
-    huggingface.save_cross_encoder(tmp_path / "exported", config, weights, tokenizer, max_length=20)
+    huggingface.save_cross_encoder(tmp_path / "exported", config, weights, tokenizer, EncoderSettings("cls", False, 20))
     return tmp_path / "exported"
 
 
@@ -113,7 +114,7 @@ def test_a_cross_encoder_of_the_packages_is_read(tmp_path, model, tokenizer):
     import sentence_transformers
 
     config, weights = model
-    huggingface.save_cross_encoder(tmp_path / "one", config, weights, tokenizer, max_length=16)
+    huggingface.save_cross_encoder(tmp_path / "one", config, weights, tokenizer, EncoderSettings("cls", False, 16))
     sigmoid, logit = torch.nn.Sigmoid(), torch.nn.Identity()
     theirs = sentence_transformers.CrossEncoder(str(tmp_path / "one"), device="cpu", activation_fn=sigmoid)
     theirs.save_pretrained(str(tmp_path / "theirs"))
@@ -122,6 +123,18 @@ def test_a_cross_encoder_of_the_packages_is_read(tmp_path, model, tokenizer):
     pairs = list(zip(QUERIES, PASSAGES, strict=True))
     expected = theirs.predict(pairs, activation_fn=logit)
     np.testing.assert_allclose(ours.scores(QUERIES, PASSAGES, 16, 8), expected, atol=1e-5)
+
+
+def test_what_cannot_be_scored_is_refused(exported):
+    for max_length in (7, 513):
+        with pytest.raises(InputError, match=f"the length {max_length} of a pair is not between 8 and the model's 512"):
+            CrossEncoder.from_pretrained(str(exported), max_length=max_length)
+    ours = CrossEncoder.from_pretrained(str(exported))
+    with pytest.raises(InputError, match="the length 1000 of a pair"):
+        ours.scores(QUERIES, PASSAGES, 1000)
+    ours.weights = jax.tree.map(lambda x: x * np.nan, ours.weights)
+    with pytest.raises(InputError, match="the score of pair 0 is not finite, of query"):
+        ours.scores(QUERIES, PASSAGES)
 
 
 def test_scores_depend_on_the_pair_alone(exported):

@@ -23,19 +23,26 @@ def test_every_item_is_in_one_share(monkeypatch):
     ]
 
 
-def test_a_scratch_directory_is_gone_at_the_end_and_after_errors(tmp_path):
-    for error in (None, ValueError):
-        with contextlib.suppress(ValueError), hosts.scratch(tmp_path / "new" / "scratch", "--output") as directory:
-            (directory / "a.npy").touch()
-            if error:
-                raise error
-        assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+def test_a_scratch_directory_is_gone_at_the_end(tmp_path):
+    with hosts.scratch(tmp_path / "new" / "scratch", "--output", "cats") as directory:
+        (directory / "a.npy").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
     (tmp_path / "file").touch()
     with (
         pytest.raises(InputError, match=r"scratch: cannot be written to: .*; choose another --output"),
-        hosts.scratch(tmp_path / "file" / "scratch", "--output"),
+        hosts.scratch(tmp_path / "file" / "scratch", "--output", ""),
     ):
         pass
+
+
+def test_what_a_failed_run_left_is_for_the_next_one_of_the_same(tmp_path):
+    found = []
+    for content in ("cats", "cats", "dogs"):
+        with contextlib.suppress(ValueError), hosts.scratch(tmp_path / "scratch", "--output", content) as directory:
+            found.append((directory / "a.npy").exists())
+            (directory / "a.npy").touch()
+            raise ValueError
+    assert found == [False, True, False]
 
 
 @pytest.fixture(autouse=True)

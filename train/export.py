@@ -65,7 +65,7 @@ def export(name: str, directory: Path, about: About | None = None) -> None:
     card = card_files(source, step, is_cross_encoder, about or About(str(directory)))
     try:
         if is_cross_encoder:
-            huggingface.save_cross_encoder(directory, source.config, parameters, tokenizer, settings.max_length)
+            huggingface.save_cross_encoder(directory, source.config, parameters, tokenizer, settings)
             say(f"cross-encoder: {directory}")
         else:
             huggingface.save_encoder(directory, source.config, parameters, tokenizer, settings)

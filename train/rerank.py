@@ -85,7 +85,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         tokenizer,
         mesh,
         objective,
-        EncoderSettings("cls", False, config.max_length),
+        EncoderSettings("cls", False, config.max_length, titles=config.titles),
         config.max_length,
         share,
         len(queries),

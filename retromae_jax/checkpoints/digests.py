@@ -1,16 +1,39 @@
-"""Digests of arrays: a checkpoint carries them, so that damage to its files shows when it is read.
+"""Digests: of arrays, which a checkpoint carries, so that damage to its files shows when it is read; and of models.
 
-A digest is a sum, modulo 2^32, of hashes of each element's bits and position. It is computed where the array lies, it
-is the same however the array is split over devices, it changes with any one element for sure and with several but for
-one chance in 2^32. File formats' own checksums would not do: those of Orbax's cover its indexes, not the numbers.
+An array's digest is a sum, modulo 2^32, of hashes of each element's bits and position. It is computed where the array
+lies, it is the same however the array is split over devices, it changes with any one element for sure and with several
+but for one chance in 2^32. File formats' own checksums would not do: those of Orbax's cover its indexes, not the
+numbers.
 """
 
-from typing import Any
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.parameters import Arrays
 from retromae_jax.random_bits import mix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def model_digest(config: BertConfig, tokenizer: "PreTrainedTokenizerBase", weights: Arrays) -> str:
+    """SHA-256 of all that decides what becomes of token ids, and of text: sizes, weights and tokenizer.
+
+    A run and what is exported of it have the same; the settings are not in it.
+    """
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for name, value in sorted(jax.device_get(weights).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value, np.float32).data)
+    return digest.hexdigest()
 
 
 def digests(tree: Any) -> dict[str, int]:

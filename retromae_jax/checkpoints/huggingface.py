@@ -7,8 +7,8 @@ a cross-encoder that `AutoModelForSequenceClassification` and sentence-transform
 language model that `AutoModelForMaskedLM` opens, with the objective's own modules (the decoder) beside it in
 `objective.safetensors`, so that pretraining can be continued.
 
-`retrieval.json` of an encoder holds what makes texts of queries and passages: the longest query, whether titles stand
-before texts, and what is between them.
+`retrieval.json` holds what makes texts of queries and passages: the longest query, whether titles stand before texts,
+and what is between them.
 
 An encoder whose embeddings have a lexical part holds, in `lexical/`, the head that scores the vocabulary, under the
 names of `AutoModelForMaskedLM`, and how many words are kept. No other package knows that directory: what they open is
@@ -337,7 +337,7 @@ def _encoder(
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if settings.normalize else "dot",
         },
-        TEXTS: {key: getattr(settings, key) for key in OF_TEXTS},
+        TEXTS: _of_texts(settings),
     }
     if settings.projection:
         files[f"{DENSE}/config.json"] = {
@@ -352,12 +352,16 @@ def _encoder(
     return files, weights
 
 
+def _of_texts(settings: EncoderSettings) -> dict[str, object]:
+    return {key: getattr(settings, key) for key in OF_TEXTS}
+
+
 def save_cross_encoder(
     directory: Path,
     config: BertConfig,
     parameters: Arrays,
     tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
+    settings: EncoderSettings,
 ) -> None:
     """Writes a directory that `AutoModelForSequenceClassification` and sentence-transformers' `CrossEncoder` open.
 
@@ -368,16 +372,16 @@ def save_cross_encoder(
         config: sizes of the model.
         parameters: `bert.*` and `classifier.*`.
         tokenizer: the model's.
-        max_length: longest pair in tokens, special ones included.
+        settings: the longest pair in tokens, special ones included, and how passages become texts.
     """
     # One label is a number; Hugging Face knows it as regression.
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
     activation = {"sentence_transformers": {"activation_fn": NO_ACTIVATION}}
     content = _config_json(config, "ForSequenceClassification", tokenizer) | labels | activation
     limited = copy.deepcopy(tokenizer)
-    limited.model_max_length = max_length
+    limited.model_max_length = settings.max_length
     tensors = to_huggingface(parameters, config.model_type)
-    _write(directory, {"config.json": content}, {"model.safetensors": tensors}, limited)
+    _write(directory, {"config.json": content, TEXTS: _of_texts(settings)}, {"model.safetensors": tensors}, limited)
 
 
 def save_masked_lm(

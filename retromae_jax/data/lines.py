@@ -83,7 +83,7 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         with contextlib.ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(path.open("rb"))
             if path.suffix == ".gz":
-                file = stack.enter_context(_unpacked(path, file))
+                file = stack.enter_context(unpack(path, file))
             is_empty = file.seek(0, 2) == 0
             # The map outlives the open file.
             return b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -91,7 +91,16 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}; mend its name or its rights") from error
 
 
-def _unpacked(path: Path, packed: IO[bytes]) -> IO[bytes]:
+def unpack(path: Path, packed: IO[bytes]) -> IO[bytes]:
+    """A temporary file of what a `.gz` file holds; the caller closes it.
+
+    Args:
+        path: of the packed file.
+        packed: the same, opened.
+
+    Raises:
+        InputError: if it is damaged, or there is no room to unpack it.
+    """
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     lines = 0
     with gzip.open(packed) as stream:
@@ -114,7 +123,7 @@ def _unpacked(path: Path, packed: IO[bytes]) -> IO[bytes]:
                     f"{path}: no room to unpack it in {tempfile.gettempdir()}: {error.strerror}; unpack it yourself or "
                     "set TMPDIR"
                 ) from error
-    unpacked.flush()
+    unpacked.seek(0)
     return unpacked
 
 

@@ -1,6 +1,6 @@
 """The lexical part of embeddings: which words of the vocabulary a text is about, and how much.
 
-Xiao et al., 2023, "RetroMAE-2: Duplex Masked Auto-Encoder For Pre-Training Retrieval-Oriented Language Models",
+Liu et al., 2023, "RetroMAE-2: Duplex Masked Auto-Encoder For Pre-Training Retrieval-Oriented Language Models",
 represent a text by a linear reduction of its [CLS] state beside the k highest of its words' scores; the inner product
 of two texts is that of their reductions plus that of their scores, over the words that both kept. A word's score
 follows from the highest logit that the masked-language-model head gives it at any of the text's tokens but [CLS].

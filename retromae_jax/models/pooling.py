@@ -1,6 +1,7 @@
 """From token states to one sentence embedding."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,10 @@ class EncoderSettings:
     def max_length_of(self, kind: str) -> int:
         """Longest text of a kind, `query` or `passage`, in tokens."""
         return self.query_max_length or self.max_length if kind == "query" else self.max_length
+
+    def changed(self, **changes: Any) -> "EncoderSettings":
+        """These settings with other values; None leaves one as it is."""
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def prompt_of(self, kind: str) -> str:
         """What stands before every text of a kind, `query` or `passage`."""

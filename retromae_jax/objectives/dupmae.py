@@ -1,6 +1,6 @@
 """DupMAE: RetroMAE whose ordinary tokens learn to carry the text's words too.
 
-Xiao et al., 2022, "RetroMAE-2: Duplex Masked Auto-Encoder For Pre-Training Retrieval-Oriented Language Models". The
+Liu et al., 2023, "RetroMAE-2: Duplex Masked Auto-Encoder For Pre-Training Retrieval-Oriented Language Models". The
 highest score that any of the text's tokens gives to a word of the vocabulary, in the masked-language-model head, is
 that word's score; a third loss is the cross-entropy of the text's own words under the softmax of these scores.
 """

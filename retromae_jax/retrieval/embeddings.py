@@ -186,7 +186,7 @@ def encode_to_disk(
     encoded = encode_windows(encoder, texts, kind, windows, batch_size)
     for window, vectors in zip(windows, encoded, strict=True):
         stored = _stored(vectors, dtype, passages.ids, window.start)
-        _write(_shard(directory, description, window.start // WINDOW), stored)
+        write_array(_shard(directory, description, window.start // WINDOW), stored)
     hosts.wait_for_all("embeddings written")
     return sum(_rows(description, number) for number in missing.tolist())
 
@@ -208,7 +208,7 @@ def store(
     _begin(directory, description, ids)
     for number, vectors in enumerate(shards):
         stored = _stored(vectors, description["dtype"], ids, number * description["texts_per_shard"])
-        _write(_shard(directory, description, number), stored)
+        write_array(_shard(directory, description, number), stored)
 
 
 def missing_shards(directory: Path, description: Mapping[str, Any]) -> list[int]:
@@ -320,12 +320,16 @@ def _stored(vectors: np.ndarray, dtype: str, ids: pa.LargeStringArray, start: in
     return stored.view(np.uint16) if dtype == "bfloat16" else stored
 
 
-def _write(path: Path, vectors: np.ndarray) -> None:
-    """Writes a file that has its name when all of it is on disk."""
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Writes a `.npy` file, which has its name when all of it is on disk.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
-            np.save(file, vectors)
+            np.save(file, values)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

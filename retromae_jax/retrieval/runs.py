@@ -6,15 +6,19 @@ and in every tool that sorts it anew.
 
 Files are in TREC's format, `query-id Q0 passage-id rank score tag`, where the rank is not used; or in MS MARCO's,
 `query-id TAB passage-id TAB rank`, which is only read: of its ranks, 1 to n without gaps, the negatives become scores.
+Those that are read may be packed (.gz), and blank lines at the end do not count.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
+from retromae_jax.data.lines import unpack
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import progress
 
@@ -126,9 +130,13 @@ def _entries(path: Path) -> Iterator[tuple[int, str, str, float]]:
     """Number, query, passage and score of each line."""
     # The first line tells the format.
     width = 0
+    blank = 0
     ranked: dict[str, int] = {}
     try:
-        with path.open("rb") as file:
+        with contextlib.ExitStack() as stack:
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(unpack(path, file))
             for number, line in enumerate(file, 1):
                 try:
                     fields = line.decode().split()
@@ -136,6 +144,11 @@ def _entries(path: Path) -> Iterator[tuple[int, str, str, float]]:
                     raise InputError(
                         f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; mend the line"
                     ) from None
+                if not fields:
+                    blank = blank or number
+                    continue
+                if blank:
+                    raise InputError(f"{path}:{blank}: the line is blank; remove it")
                 if not width:
                     width = 3 if len(fields) == 3 else 6
                     fields[:1] = [field.removeprefix("\ufeff") for field in fields[:1]]

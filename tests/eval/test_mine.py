@@ -88,7 +88,10 @@ def test_runs_that_cannot_be_used_are_refused(lines, message, collection, tmp_pa
     assert not (tmp_path / "o.tsv").exists()
 
 
-@pytest.mark.parametrize("arguments", ["--from-rank 3 --to-rank 2", "--margin -1", "--negatives 0", "--bm25"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["--from-rank 3 --to-rank 2", "--margin -1", "--negatives 0", "--bm25", "--pooling cls", "--search flat"],
+)
 def test_wrong_arguments(arguments, collection, capsys):
     with pytest.raises(SystemExit) as caught:
         main(f"--run r --collection {collection} --output o {arguments}".split())

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import eval.rerank
 from eval.rerank import main
+from retromae_jax.models.pooling import EncoderSettings
 
 RUN = """\
 10 Q0 3 1 9.0 first
@@ -37,15 +37,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     calls = []
 
     class CrossEncoder:
-        config, max_length = SimpleNamespace(max_length=512), 24
+        digest, compute_dtype = "0123", "float32"
 
         @classmethod
-        def from_pretrained(cls, model, compute_dtype):
+        def from_pretrained(cls, model, compute_dtype, **changes):
             calls.append(("model", model, compute_dtype))
-            return cls()
+            model = cls()
+            model.settings = EncoderSettings("cls", False, 24).changed(**changes)
+            return model
 
-        def scores(self, queries, passages, max_length, batch_size):
-            calls.append((len(queries), max_length, batch_size))
+        def scores(self, queries, passages, batch_size):
+            calls.append((len(queries), self.settings.max_length, batch_size))
             shared = [len(set(q.split()) & set(p.split())) for q, p in zip(queries, passages, strict=True)]
             return np.array(shared, np.float32) - 0.5
 
@@ -96,12 +98,42 @@ def test_pairs_of_mined_negatives_are_scored_with_the_relevant_passages(collecti
     assert [path.name for path in output.iterdir()] == ["scores.tsv"]
 
 
+def test_scores_of_a_killed_run_are_not_made_again(collection, calls, tmp_path, monkeypatch, capsys):
+    (tmp_path / "negatives.tsv").write_text("10\t1,3\n11\t3\n11\t2\n")
+    command = f"--model m --collection {collection} --pairs {tmp_path / 'negatives.tsv'} --output {tmp_path / 'o'}"
+    monkeypatch.setattr(eval.rerank, "PAIRS_AT_ONCE", 1)
+    with monkeypatch.context() as patch:
+
+        def killed(*arguments):
+            raise KeyboardInterrupt
+
+        patch.setattr(eval.rerank, "write_lines", killed)
+        with pytest.raises(SystemExit):
+            main(command.split())
+    next((tmp_path / "o" / ".scores").glob("scores-000001*")).unlink()
+    main(command.split())
+    assert [call for call in calls if call[0] != "model"] == [(3, 24, None), (2, 24, None), (2, 24, None)]
+    assert "1 of 2 files of scores are there already" in capsys.readouterr().err
+    expected = ["10\t0\t1.5", "10\t1\t-0.5", "10\t3\t-0.5", "11\t2\t2.5", "11\t3\t1.5"]
+    assert (tmp_path / "o" / "scores.tsv").read_text().splitlines() == expected
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["scores.tsv"]
+
+
+def test_titles_stand_where_the_model_learnt_them(collection, calls, tmp_path):
+    """The collection's passages have titles."""
+    found = []
+    for option in ("", "--no-titles"):
+        output = tmp_path / f"o{option}"
+        main(f"--model m --collection {collection} --run {tmp_path / 'run.trec'} --output {output} {option}".split())
+        found.append(json.loads((output / "metrics.json").read_text())["titles"])
+    assert found == [True, False]
+
+
 @pytest.mark.parametrize(
     "run, arguments, message",
     [
         (RUN.replace("Q0 1 2", "Q0 7 2"), "", "has no passage '7'; take a run of this collection"),
         ("12 Q0 0 1 3.0 first\n", "", "none of its queries is judged in the split 'dev'"),
-        (RUN, "--max-length 600", "--max-length 600 is not between 8 and the model's 512 positions"),
         (RUN, "--split test", "no qrels of a split 'test'"),
     ],
 )

@@ -24,6 +24,7 @@ from retromae_jax.checkpoints.train_state import Run
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.models.parameters import initialize
+from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.reranking import Reranking
 from retromae_jax.retrieval import embeddings
 from train import demo_data
@@ -180,7 +181,7 @@ def data(tmp_path_factory, demo_packages):
         tokenizer = load_tokenizer(config.tokenizer)
         bert = BertConfig(len(tokenizer), 32, 2, 2, 64)
         weights = initialize(Reranking(bert, Computation()).model, seed=1)
-        save_cross_encoder(Path("cross_encoder"), bert, weights, tokenizer, 32)
+        save_cross_encoder(Path("cross_encoder"), bert, weights, tokenizer, EncoderSettings("cls", False, 32))
     return directory
 
 
