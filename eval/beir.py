@@ -25,11 +25,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import jax
 import numpy as np
 
 from eval import published, retriever
 from eval.downloads import LICENSED
-from eval.measure import add_titles_argument, open_evaluation, positive, report
+from eval.measure import OWN_LEFT_OUT, add_titles_argument, open_evaluation, positive, report
 from retromae_jax import hosts
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.retrieval import locate
@@ -56,6 +57,8 @@ CQADUPSTACK_PARTS = (
     "wordpress",
 )
 MEASURES_SHOWN = ("nDCG@10", "Recall@100")
+# What published scores are of.
+PUBLISHED_SPLIT = "test"
 _, PASSAGE = KINDS
 RECALL = "search_recall"
 
@@ -73,9 +76,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="a dataset of --data, or the directory of a collection in BEIR's layout (default: all of the 18 there)",
     )
-    parser.add_argument("--split", default="test", help="which qrels (default: %(default)s)")
+    parser.add_argument("--split", default=PUBLISHED_SPLIT, help="which qrels (default: %(default)s)")
     add_titles_argument(parser)
-    parser.add_argument("--output", type=Path, help="directory of the results (default: runs/eval/beir/SYSTEM)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="directory of the results (default: runs/eval/beir/SYSTEM, or beir-SPLIT where it is not test)",
+    )
     parser.add_argument(
         "--depth", type=positive, default=1000, help="passages to rank for each query (default: %(default)s)"
     )
@@ -103,7 +110,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, dict[str, float]] | Non
     source = open_model(arguments.model)  # a mistyped name shows before a large collection is read
     datasets = _find(arguments.data, arguments.dataset)
     files = {path: locate(path, arguments.split) for parts in datasets.values() for path in parts.values()}
-    output = arguments.output or Path("runs", "eval", "beir", system)
+    benchmark = "beir" if arguments.split == PUBLISHED_SPLIT else f"beir-{arguments.split}"
+    output = arguments.output or Path("runs", "eval", benchmark, system)
     if arguments.query_max_length is None:
         # Some of BEIR's queries are as long as passages, whatever the model was trained on.
         arguments.query_max_length = source.of_kind(PASSAGE).settings.max_length
@@ -183,16 +191,16 @@ def _evaluate(
     if before is not None:
         say(f"{arguments.collection}: measured already in the same way; to do it again, remove {arguments.output}")
         return before
-    collection, output = open_evaluation(arguments, system, keep_unknown=True)
+    collection, output = open_evaluation(arguments, system)
     own = collection.passages.indices(list(collection.queries))
     relevant = sum(query in collection.qrels[query] for query in collection.queries)
     if relevant:
         say(
             f"{arguments.collection}: {relevant:,} queries are judged with a passage of their own id, which is left out"
         )
-    with hosts.scratch(output / ".embeddings", "--output") as directory:
+    with hosts.scratch(output / ".embeddings", "--output", encoder.content(collection.passages)) as directory:
         started = time.monotonic()
-        encoder.index(collection.passages, directory)
+        encoder.index(collection.passages, directory, jax.process_count())
         encoded = time.monotonic()
         # One more, in the place of the query's own passage.
         queries = list(collection.queries.values())
@@ -202,9 +210,10 @@ def _evaluate(
     if not hosts.is_first():
         return None
     found = without_own(scores, indices, own)
-    # What an approximate search found of what there was.
-    recall = {RECALL: encoder.settings[RECALL]} if RECALL in encoder.settings else {}
-    report(collection, found, output, system, arguments.titles, {**settings, **recall}, seconds)
+    learnt = {OWN_LEFT_OUT: int(np.sum(own >= 0))}
+    if RECALL in encoder.settings:  # what an approximate search found of what there was
+        learnt[RECALL] = encoder.settings[RECALL]
+    report(collection, found, output, system, arguments.titles, {**settings, **learnt}, seconds)
     return read_json(output / "metrics.json")
 
 
@@ -215,7 +224,8 @@ def _measured(arguments: argparse.Namespace, settings: Mapping[str, object]) -> 
     found = read_json(path, remedy="remove it")
     wanted = {"split": arguments.split, "depth": arguments.depth, "settings": json.loads(json.dumps(settings))}
     # A model's weights decide, not its name; and what was found out is no setting.
-    ignored = {key: found["settings"][key] for key in ("model", RECALL) if key in found["settings"]}
+    before = found.get("settings") or {}
+    ignored = {key: before[key] for key in ("model", RECALL, OWN_LEFT_OUT) if key in before}
     wanted["settings"] |= ignored
     return found if wanted == {key: found.get(key) for key in wanted} else None
 
@@ -244,7 +254,7 @@ def _summarize(
         dataset: {measure: fmean(part["metrics"][measure] for part in parts.values()) for measure in MEASURES_SHOWN}
         for dataset, parts in found.items()
     }
-    known = [dataset for dataset in found if dataset in published.BEIR]
+    known = [dataset for dataset in found if dataset in published.BEIR and arguments.split == PUBLISHED_SPLIT]
     beside = {
         name: {dataset: published.BEIR[dataset][column] for dataset in known}
         for column, name in enumerate(published.BEIR_SYSTEMS if known else ())

@@ -21,19 +21,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.measure import INTERVALS, MEASURES_SHOWN, cells
+from eval.measure import AGAIN, INTERVALS, MEASURES_SHOWN, OWN_LEFT_OUT, RUN, cells
 from eval.page import cut
 from retromae_jax.curves import GAIN, plot_curves
 from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.files import read_json, read_json_lines
-from retromae_jax.logging import METRICS, say, table
+from retromae_jax.logging import METRICS, read_metrics, say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores
 from retromae_jax.retrieval.runs import write_lines
 from retromae_jax.retrieval.significance import Difference, adjusted, differences
 
 QUERIES, CHARACTERS = 3, 80
-AGAIN = "run the evaluation again"
-DESCRIBED = {"collection", "split", "queries", "passages"}
+DESCRIBED = {"collection", "split", "queries", "passages", "depth"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +77,22 @@ def compare(
     found = {name: read_evaluation(directory) for name, directory in evaluations.items()}
     _check_comparable(found)
     last = list(found.values())[-1]
-    if not (last.directory / "run.trec").is_file():
+    if not (last.directory / RUN).is_file():
         raise InputError(f"{last.directory / 'run.trec'} does not exist; {AGAIN}")
-    common = [name for name in MEASURES if all(name in one.scores.means for one in found.values())]
+    comparable = _comparable(found)
+    common = [name for name in comparable if all(name in one.scores.means for one in found.values())]
     if measure not in common:
-        raise InputError(f"not all evaluations have {measure}, but {', '.join(common)}; choose another --measure")
+        raise InputError(f"{measure} cannot be compared, but {', '.join(common)}; choose another --measure")
     if baseline is not None and baseline not in found:
         raise InputError(f"there is no evaluation {baseline!r}, but {', '.join(found)}; choose another --baseline")
-    remedy = "is it the directory of a training run?"
-    curves = {name: read_json_lines(directory / METRICS, remedy) for name, directory in (trainings or {}).items()}
+    curves = {name: _curves(directory) for name, directory in (trainings or {}).items()}
     gains = {
         name: [(row["step"], row[GAIN]) for row in rows if GAIN in row]
         for name, rows in curves.items()
         if any(GAIN in row for row in rows)
     }
+    if written := [name for name, one in found.items() if one.directory.resolve() == output.resolve()]:
+        raise InputError(f"{output} is the directory of {written[0]!r}, which is compared; choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,7 +102,7 @@ def compare(
         pairs = list(itertools.pairwise(found))
     else:
         pairs = [(baseline, name) for name in found if name != baseline]
-    compared = adjusted([_compared(found[before].scores, found[after].scores) for before, after in pairs])
+    compared = adjusted([_compared(found[before].scores, found[after].scores, comparable) for before, after in pairs])
     summary = {
         "evaluations": {name: one.description for name, one in found.items()},
         "differences": [
@@ -112,7 +113,7 @@ def compare(
         "training": {name: rows[-1:] for name, rows in curves.items()},
     }
     write_lines(output / "metrics.json", [json.dumps(summary, indent=2)])
-    shutil.copyfile(last.directory / "run.trec", output / "run.trec")
+    shutil.copyfile(last.directory / RUN, output / RUN)
     if pairs:
         _plot(found, pairs, measure, output / "differences.png")
     plot_curves(curves, output / "curves.png")
@@ -126,9 +127,16 @@ def compare(
     for (before, after), comparison in zip(pairs, compared, strict=True):
         print("\n" + _differences(before, after, comparison, is_adjusted=len(pairs) > 1))
         print(_queries(found[before], found[after], measure))
-    print("\n" + _systems(found))
+    print("\n" + _systems(found, comparable))
     say(f"\ncomparison: {output}; queries and their hits are in report.html beside each evaluation")
     return compared
+
+
+def _curves(directory: Path) -> list[dict[str, float]]:
+    rows = read_metrics(directory)
+    if not rows:
+        raise InputError(f"{directory / METRICS} has no metrics; is it the directory of a training run?")
+    return rows
 
 
 def read_evaluation(directory: Path) -> Evaluation:
@@ -171,16 +179,30 @@ def _check_comparable(found: dict[str, Evaluation]) -> None:
                 f"{first.directory} and {one.directory} are of different queries and cannot be compared; run both "
                 "evaluations again"
             )
+    own = {name: one.description.get("settings", {}).get(OWN_LEFT_OUT, 0) for name, one in found.items()}
+    if len(set(own.values())) > 1:
+        without = ", ".join(name for name, count in own.items() if count)
+        say(
+            f"warning: passages with their query's own id, as ArguAna and Quora have them, are left out of {without} "
+            "alone; differences from the others mean little"
+        )
 
 
-def _compared(before: Scores, after: Scores) -> dict[str, Difference]:
+def _comparable(found: dict[str, Evaluation]) -> list[str]:
+    """Measures that mean the same in all evaluations: not MAP, which has no end, of rankings of different depths."""
+    depths = {one.description["depth"] for one in found.values()}
+    return [name for name in MEASURES if "@" in name or len(depths) == 1]
+
+
+def _compared(before: Scores, after: Scores, comparable: Sequence[str]) -> dict[str, Difference]:
     # A search that is not deep enough has no Recall@1000.
-    return differences(before, after, [name for name in MEASURES if name in before.means and name in after.means])
+    return differences(before, after, [name for name in comparable if name in before.means and name in after.means])
 
 
-def _systems(found: dict[str, Evaluation]) -> str:
+def _systems(found: dict[str, Evaluation], comparable: Sequence[str]) -> str:
     """The evaluations side by side."""
-    shown = [name for name in MEASURES_SHOWN if any(name in one.scores.means for one in found.values())]
+    measured = {name for one in found.values() for name in one.scores.means}
+    shown = [name for name in MEASURES_SHOWN if name in comparable and name in measured]
     rows = [
         {"system": name, **cells(shown, one.scores.means, one.description["intervals"])} for name, one in found.items()
     ]

@@ -40,7 +40,7 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
         InputError: if collection, output or a run cannot be used.
     """
     system = "+".join(system_of(run) for run in arguments.run)
-    collection, output = open_evaluation(arguments, system)
+    collection, output = open_evaluation(arguments, system, arguments.run)
     started = time.monotonic()
     runs = [judged_run(run, collection, arguments.depth) for run in arguments.run]
     fused = reciprocal_rank_fusion(runs, arguments.depth)

@@ -18,6 +18,10 @@ from retromae_jax.retrieval.metrics import MEASURES, Scores, score
 from retromae_jax.retrieval.runs import Run, make_run, write_lines, write_run
 from retromae_jax.retrieval.significance import Interval, differences, intervals, plus_minus
 
+RUN = "run.trec"
+AGAIN = "run the evaluation again"
+# A setting: of how many queries the passage with their own id was left out of what was found.
+OWN_LEFT_OUT = "own_passages_left_out"
 MEASURES_SHOWN = ("MRR@10", "Recall@100", "Recall@1000", "nDCG@10", "MAP")
 INTERVALS = "means over the queries ± half the width of their 95 % confidence intervals (bootstrap)"
 
@@ -117,29 +121,39 @@ def positive(argument: str) -> int:
     return number
 
 
-def open_evaluation(arguments: argparse.Namespace, system: str, keep_unknown: bool = False) -> tuple[Collection, Path]:
+def open_evaluation(arguments: argparse.Namespace, system: str, runs: Sequence[Path] = ()) -> tuple[Collection, Path]:
     """Reads the collection and makes the output directory, so that mistakes show before the work.
+
+    Judged passages that the collection lacks count as not found, as for trec_eval: some published qrels have a few.
 
     Args:
         arguments: of `argument_parser`.
         system: name of what is evaluated.
-        keep_unknown: as of `load_collection`.
+        runs: files that are read.
 
     Raises:
-        InputError: if the collection cannot be read, or the output not written.
+        InputError: if the collection cannot be read, the output not written, or it would take the place of a run.
     """
-    collection = load_collection(arguments.collection, arguments.split, keep_unknown)
-    return collection, open_output(arguments.output, collection, system)
+    collection = load_collection(arguments.collection, arguments.split, keep_unknown=True)
+    return collection, open_output(arguments.output, collection, system, runs)
 
 
-def open_output(output: Path | None, collection: Collection, system: str) -> Path:
+def open_output(output: Path | None, collection: Collection, system: str, runs: Sequence[Path] = ()) -> Path:
     """Makes the output directory, or the one that an evaluation of `system` has by default.
 
+    Args:
+        output: the directory; None takes the default.
+        collection: what is searched.
+        system: name of what is evaluated.
+        runs: files that are read.
+
     Raises:
-        InputError: if it cannot be written to.
+        InputError: if it cannot be written to, or what is written would take the place of a run that is read.
     """
     if output is None:
         output = Path("runs", "eval", f"{collection.directory.resolve().name}-{collection.split}", system)
+    if any((output / RUN).resolve() == run.resolve() for run in runs):
+        raise InputError(f"{output / RUN} is read, and would be written anew; choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
@@ -233,7 +247,7 @@ def report_run(
     title = _title(collection, description["titles"])
     print(table(rows, f"{title}\n{INTERVALS}"))
 
-    write_run(output / "run.trec", run, tag="-".join(system.split()))
+    write_run(output / RUN, run, tag="-".join(system.split()))
     write_lines(
         output / "per_query.jsonl",
         (
@@ -241,8 +255,9 @@ def report_run(
             for query, values in scores.per_query.items()
         ),
     )
-    write_lines(output / "metrics.json", [json.dumps(description, indent=2)])
     write_lines(output / "report.html", [page.page(title, description, collection, run, plotted)])
+    # Last: where it is, all of it is there.
+    write_lines(output / "metrics.json", [json.dumps(description, indent=2)])
     say(f"run and scores: {output}, with report.html to read")
     return scores
 

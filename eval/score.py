@@ -15,12 +15,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.measure import add_output_arguments, add_split_argument, open_output, passage_indices, report_run
+from eval.measure import AGAIN, RUN, add_output_arguments, add_split_argument, open_output, passage_indices, report_run
 from retromae_jax.data.retrieval import Collection, load_collection, load_qrels
 from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.files import read_json
 from retromae_jax.logging import say
 from retromae_jax.retrieval.metrics import Scores
 from retromae_jax.retrieval.runs import Run, ranking, read_run
+
+# Of files of runs, and no part of a system's name.
+SUFFIXES = (".trec", ".tsv", ".txt", ".run", ".gz")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,9 +50,9 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
     if arguments.qrels is not None:
         collection = load_qrels(arguments.qrels)
     else:
-        collection = load_collection(arguments.collection, arguments.split)
+        collection = load_collection(arguments.collection, arguments.split, keep_unknown=True)
     system = system_of(arguments.run)
-    output = open_output(arguments.output, collection, system)
+    output = open_output(arguments.output, collection, system, [arguments.run])
     started = time.monotonic()
     run = judged_run(arguments.run, collection, arguments.depth)
     seconds = {"read": time.monotonic() - started}
@@ -56,8 +60,14 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
 
 
 def system_of(run: Path) -> str:
-    """Name of the system whose run a file holds: its own, or its directory's where an evaluation wrote it."""
-    return run.resolve().parent.name if run.name == "run.trec" else run.name.partition(".")[0]
+    """Name of the system whose run a file holds: as the evaluation says that wrote it, or else the file's own."""
+    description = run.with_name("metrics.json")
+    if run.name == RUN and description.is_file():
+        return str(read_json(description, dict, AGAIN).get("system") or run.resolve().parent.name)
+    name = run.resolve().parent.name if run.name == RUN else run.name
+    while Path(name).suffix in SUFFIXES:
+        name = Path(name).stem
+    return name
 
 
 def judged_run(path: Path, collection: Collection, depth: int) -> Run:

@@ -54,19 +54,27 @@ class _Model:
 class BeirModel(_Model):
     """An encoder for `beir.retrieval.search.dense`; its score function is `dot`."""
 
+    def __init__(self, name_or_directory: str, *arguments: Any, titles: bool = True, **others: Any):
+        """Opens a model; titles stand before texts, as in BEIR, whatever the model was trained on."""
+        super().__init__(name_or_directory, *arguments, titles=titles, **others)
+
     def encode_queries(self, queries: Sequence[str], **_: Any) -> np.ndarray:
         """Embeddings of queries, float32 [Q, D]."""
         return self.embed(queries, QUERY)
 
     def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **_: Any) -> np.ndarray:
         """Embeddings of passages with `title` and `text`, float32 [N, D]."""
-        separator = self.encoder.settings.title_separator
-        texts = [separator.join(filter(None, (passage.get("title"), passage["text"]))) for passage in corpus]
+        settings = self.encoder.settings
+        parts = [(passage.get("title") if settings.titles else None, passage["text"]) for passage in corpus]
+        texts = [settings.title_separator.join(filter(None, of_passage)) for of_passage in parts]
         return self.embed(texts, PASSAGE)
 
 
 class MtebModel(_Model):
-    """An encoder for `mteb.evaluate` (its `EncoderProtocol`); texts that are no queries are passages."""
+    """An encoder for `mteb.evaluate` (its `EncoderProtocol`); texts that are no queries are passages.
+
+    It is mteb that puts titles before texts.
+    """
 
     @functools.cached_property
     def mteb_model_meta(self) -> Any:

@@ -44,7 +44,10 @@ def searched(monkeypatch):
             self.settings = {"model": arguments.model, "pooling": arguments.pooling}
             self.titles = arguments.titles
 
-        def index(self, passages, directory):
+        def content(self, passages):
+            return ""
+
+        def index(self, passages, directory, hosts_searching):
             self.passages = vectors(passages.texts(self.titles)[:])
             searched.append(len(passages))
 
@@ -160,6 +163,15 @@ def test_a_mean_of_other_datasets_has_no_published_one_beside_it(searched, tmp_p
     rows = {line.split("  ")[0]: line.split()[-3:] for line in capsys.readouterr().out.splitlines()}
     assert rows["scifact"] == ["0.5330", "0.5930", "0.6530"]
     assert rows["mine"] == rows["mean of 2"] == ["-", "-", "-"]
+
+
+def test_another_split_is_no_published_one_and_has_a_directory_of_its_own(searched, tmp_path, monkeypatch, capsys):
+    small(tmp_path / "scifact")
+    (tmp_path / "scifact" / "qrels" / "test.tsv").rename(tmp_path / "scifact" / "qrels" / "dev.tsv")
+    monkeypatch.chdir(tmp_path)
+    main(["--model", "m", "--dataset", "scifact", "--split", "dev"])
+    assert "published" not in capsys.readouterr().out
+    assert (tmp_path / "runs" / "eval" / "beir-dev" / "m" / "beir.json").is_file()
 
 
 def test_a_passage_that_is_not_there_has_no_text_in_the_report(searched, tmp_path):

@@ -39,7 +39,7 @@ def systems(tmp_path):
         ]
         (tmp_path / name / "per_query.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         mean = sum(values) / 40
-        description = {"collection": "data/mine", "split": "dev", "queries": 40, "passages": 900}
+        description = {"collection": "data/mine", "split": "dev", "queries": 40, "passages": 900, "depth": 1000}
         description["metrics"] = {"nDCG@10": mean, "MAP": mean / 2}
         description["intervals"] = {"nDCG@10": [mean - 0.1, mean + 0.1], "MAP": [mean / 2 - 0.1, mean / 2 + 0.1]}
         (tmp_path / name / "metrics.json").write_text(json.dumps(description))
@@ -80,6 +80,13 @@ def test_systems_and_what_each_gains(systems, tmp_path, capsys):
     assert not (tmp_path / "o" / "curves.png").exists()
 
 
+def test_own_passages_left_out_of_some_evaluations_only_are_told(systems, tmp_path, capsys):
+    path = systems["new"] / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"own_passages_left_out": 7}}))
+    compare(systems, tmp_path / "o")
+    assert "left out of new alone; differences from the others mean little" in capsys.readouterr().err
+
+
 def test_all_over_one_baseline(systems, tmp_path, capsys):
     evaluations = [argument for name, path in systems.items() for argument in ("--evaluation", f"{name}={path}")]
     main([*evaluations, "--baseline", "new", "--measure", "MAP", "--output", str(tmp_path / "o")])
@@ -97,7 +104,8 @@ def test_trainings_have_gain_and_curves(evaluated, tmp_path, capsys):
         {"step": 10, "loss": 7.0, "encoder_loss": 3.0},
         {"step": 10, "held_out/reconstruction_gain": 0.25, "held_out/loss": 7.5},
     ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # The last line is that of a killed run.
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 15, "lo')
     compare({"only": evaluated / "test"}, tmp_path / "report", trainings={"pretraining": run})
     printed = capsys.readouterr().out
     expected = json.loads((evaluated / "test" / "metrics.json").read_text())["metrics"]
@@ -114,7 +122,8 @@ def test_a_measure_that_a_shallow_search_lacks_is_a_dash(evaluated, tmp_path, ca
     bm25.main(["--collection", collection, "--split", "test", "--depth", "10", "--output", str(tmp_path / "shallow")])
     capsys.readouterr()
     (gain,) = compare({"deep": evaluated / "test", "shallow": tmp_path / "shallow"}, tmp_path / "report")
-    assert list(gain) == ["MRR@10", "nDCG@10", "MAP"] and gain["MAP"].t_p == 1.0
+    # Nor is MAP, which goes as deep as the ranking.
+    assert list(gain) == ["MRR@10", "nDCG@10"] and gain["nDCG@10"].t_p == 1.0
     printed = capsys.readouterr().out
     assert columns(printed.strip().splitlines()[-1])[2:4] == ["-", "-"]
     # There is only one comparison.
@@ -163,12 +172,16 @@ def test_what_cannot_be_compared_is_refused(evaluations, message, evaluated, tmp
 
 
 def test_wrong_arguments(systems, tmp_path, capsys):
-    with pytest.raises(InputError, match="not all evaluations have MRR@10, but nDCG@10, MAP; choose another --measure"):
+    with pytest.raises(InputError, match="MRR@10 cannot be compared, but nDCG@10, MAP; choose another --measure"):
         compare(systems, tmp_path / "o", measure="MRR@10")
     with pytest.raises(InputError, match="there is no evaluation 'BM25', but old, new, same"):
         compare(systems, tmp_path / "o", baseline="BM25")
     with pytest.raises(InputError, match="is it the directory of a training run"):
         compare(systems, tmp_path / "o", trainings={"run": tmp_path / "nowhere"})
+    kept = (systems["same"] / "metrics.json").read_text()
+    with pytest.raises(InputError, match="is the directory of 'same', which is compared; choose another --output"):
+        compare(systems, systems["same"])
+    assert (systems["same"] / "metrics.json").read_text() == kept
     twice = ["--evaluation", f"a={systems['old']}"] * 2
     with pytest.raises(SystemExit):
         main([*twice, "--output", str(tmp_path / "o")])

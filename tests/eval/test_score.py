@@ -1,5 +1,6 @@
 """Runs against MS MARCO's and NIST's rules: the official script in plain Python, and trec_eval on the raw files."""
 
+import gzip
 import json
 import random
 from collections import Counter
@@ -137,9 +138,9 @@ def test_qrels_alone_give_the_same_scores(collection, tmp_path, capsys):
     main(f"--run {run} --qrels {collection / 'qrels.dev.tsv'} --output {tmp_path / 'b'}".split())
     with_texts, alone = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
     assert with_texts["metrics"] == alone["metrics"] and alone["metrics"]["MRR@10"] == 0.25
-    assert (with_texts["system"], with_texts["passages"], with_texts["titles"]) == ("ours", 4, None)
+    assert (with_texts["system"], with_texts["passages"], with_texts["titles"]) == ("ours.v1", 4, None)
     assert (alone["split"], alone["passages"], alone["passages_file"]) == ("qrels.dev.tsv", None, None)
-    assert (tmp_path / "a" / "run.trec").read_text() == "10 Q0 3 1 -1.0 ours\n10 Q0 0 2 -2.0 ours\n"
+    assert (tmp_path / "a" / "run.trec").read_text() == "10 Q0 3 1 -1.0 ours.v1\n10 Q0 0 2 -2.0 ours.v1\n"
     printed = capsys.readouterr().out.splitlines()
     assert "animals, dev: 2 queries, 4 passages of corpus.tsv" in printed
     assert "animals, qrels.dev.tsv: 2 queries" in printed
@@ -155,6 +156,30 @@ def test_qrels_of_beir_alone(tmp_path):
     # A run.trec is called by its directory.
     assert metrics["system"] == tmp_path.name and metrics["relevance_level"] == 1
     assert metrics["metrics"]["MRR@10"] == 0.5
+
+
+def test_a_run_is_called_as_its_evaluation_says_and_not_overwritten(collection, tmp_path, capsys):
+    run = tmp_path / "my.system.v2.run.gz"
+    run.write_bytes(gzip.compress(b"10\t3\t1\n10\t0\t2\n"))
+    main(f"--run {run} --collection {collection} --output {tmp_path / 'o'}".split())
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text())["system"] == "my.system.v2"
+    written = (tmp_path / "o" / "run.trec").read_text()
+    again = f"--run {tmp_path / 'o' / 'run.trec'} --collection {collection} --depth 1 --output"
+    with pytest.raises(SystemExit):
+        main([*again.split(), str(tmp_path / "o")])
+    assert "run.trec is read, and would be written anew; choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "o" / "run.trec").read_text() == written
+    main([*again.split(), str(tmp_path / "p")])
+    assert json.loads((tmp_path / "p" / "metrics.json").read_text())["system"] == "my.system.v2"
+
+
+def test_judged_passages_that_the_collection_lacks_count_as_not_found(collection, tmp_path, capsys):
+    with (collection / "qrels.dev.tsv").open("a") as file:
+        file.write("10\t0\tlost\t1\n")
+    (tmp_path / "run.tsv").write_text("10\t0\t1\n")
+    main(f"--run {tmp_path / 'run.tsv'} --collection {collection} --output {tmp_path / 'o'}".split())
+    assert "have a passage that corpus.tsv lacks; it counts as one that is not found" in capsys.readouterr().err
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text())["metrics"]["Recall@100"] == 0.25
 
 
 @pytest.mark.parametrize(

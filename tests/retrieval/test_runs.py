@@ -1,3 +1,5 @@
+import gzip
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -63,7 +65,7 @@ def test_rank_column_is_not_used(tmp_path):
     ("line", "message"),
     [
         (b"q Q0 a 1 1.0", "run.trec:2: 5 fields where 6 are expected"),
-        (b"", "run.trec:2: 0 fields where 6 are expected"),
+        (b"\nq Q0 b 2 1.0 x", "run.trec:2: the line is blank"),
         (b"q Q0 b 2 high x", "run.trec:2: the score 'high' is no finite 32-bit number"),
         (b"q Q0 b 2 nan x", "run.trec:2: the score 'nan' is no finite 32-bit number"),
         (b"q Q0 a 2 1.0 x", "run.trec:2: passage 'a' stands twice under query 'q'"),
@@ -104,6 +106,15 @@ def test_broken_run_of_ms_marco(tmp_path, line, message):
     for read in (read_run, lambda path: list(iterate_run(path))):
         with pytest.raises(InputError, match=message):
             read(path)
+
+
+def test_packed_runs_and_blank_lines_at_the_end(tmp_path):
+    path = tmp_path / "run.trec.gz"
+    path.write_bytes(gzip.compress(b"q Q0 a 1 2.0 x\n\n \n"))
+    assert read_run(path) == {"q": {"a": 2.0}}
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"run.trec.gz:\d: cannot be unpacked any further"):
+        read_run(path)
 
 
 def test_missing_run(tmp_path):
