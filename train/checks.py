@@ -58,9 +58,11 @@ def start(config: ConfigDict, open_source: Callable[[str], Source] = open_model)
     """Opens the model to start from and its tokenizer, as `init`, `model` and `tokenizer` of the config say.
 
     Raises:
-        InputError: if one of them cannot be opened.
+        InputError: if one of them cannot be opened, or tensors of the encoder are missing.
     """
     source = open_source(config.init) if config.init else None
+    if source is not None:
+        source.check_encoder()
     return Start(source, model_sizes(config, source), load_tokenizer(tokenizer_of(config, source)))
 
 
