@@ -446,6 +446,18 @@ def test_a_model_without_tokenizer_files_is_refused(stored):
         Encoder.from_pretrained(str(stored))
 
 
+def test_a_tokenizer_without_cls_and_sep_around_texts_is_refused(byte_level_directory, tmp_path):
+    """A BERT's tokenizer is given them by transformers, whatever its file says; others have what their file says."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = json.loads((byte_level_directory / name).read_text())
+        changed = {"post_processor": None} if name == "tokenizer.json" else {"tokenizer_class": "TokenizersBackend"}
+        (tmp_path / name).write_text(json.dumps(content | changed))
+    with pytest.raises(
+        InputError, match=r"does not put <s> before a text and </s> behind it; give its tokenizer\.json"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
 def test_broken_directories_are_refused(stored, model, tmp_path):
     _, _, weights = model
     with pytest.raises(InputError, match=r"model directory './nowhere' does not exist"):
