@@ -6,7 +6,6 @@ Killed and started again, the same command goes on where it was. The output does
 --config.workers.
 """
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -37,6 +36,7 @@ from retromae_jax.data.blocks import (
 from retromae_jax.data.packing import SPECIAL_TOKENS
 from retromae_jax.data.text import Document, Source, open_sources
 from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.files import locked
 from retromae_jax.logging import Progress, duration, say, table
 from train.command_line import parse_config
 
@@ -122,11 +122,9 @@ def _make(
     partial = partial_directory(directory)
     for folder in (partial / "blocks", partial / "counts"):
         folder.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{partial}: another train.prepare is at work there; wait for it or stop it") from None
+    with locked(partial / "lock") as is_alone:
+        if not is_alone:
+            raise InputError(f"{partial}: another train.prepare is at work there; wait for it or stop it")
         if (partial / "settings.json").exists():
             _check_settings(partial, partial / "settings.json", settings)
         else:
