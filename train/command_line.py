@@ -126,7 +126,12 @@ def _value(text: str, default: object) -> object:
         return type(default)(text)
     if isinstance(default, tuple) and not text.startswith("("):
         return tuple(part for part in text.split(",") if part)
-    return ast.literal_eval(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if default is not None:
+            raise
+        return text
 
 
 def load_recipe(argument: str) -> Mapping:

@@ -27,9 +27,11 @@ def test_file_variant_and_overrides():
         "--config.model.hidden_size=64",
         "--config.learning_rate=1e-3",
         "--config.model.hidden_act='relu'",
+        "--config.model.model_type=xlm-roberta",
     )
     assert (tiny.block_length, tiny.init, tiny.pack_documents) == (32, "runs/wiki", False)
     assert (tiny.model.hidden_size, tiny.model.hidden_act, tiny.learning_rate) == (64, "relu", 0.001)
+    assert tiny.model.model_type == "xlm-roberta"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,7 @@ def test_file_variant_and_overrides():
         (["--config=configs/wiki.py", "--config.batch_sise=3"], 'Did you mean "batch_size" instead of "batch_sise"?'),
         (["--config=configs/wiki.py", "--config.batch_size=many"], "invalid literal for int"),
         (["--config=configs/wiki.py", "--config.pack_documents=2"], "must be true or false"),
+        (["--config=configs/wiki.py", "--config.sources=(a"], "was never closed"),
         (["--config=configs/wiki.py", "--config.seed"], "--config.seed needs a value"),
         (["--config=configs/wiki.py", "--config.optimizer.seed=2"], "optimizer"),
         (["--config=configs/wiki.py:huge"], "unknown variant 'huge'; the only one is `tiny`"),
