@@ -68,26 +68,32 @@ def parse_config(
     if not argv or "--help" in argv or "-h" in argv:
         print(_help(command, keys, flags))
         raise SystemExit(0 if argv else 2)
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    try:
-        arguments, overrides = parser.parse_known_args(argv)
-    except argparse.ArgumentError:
-        arguments, overrides = argparse.Namespace(config=None), []
-    if not arguments.config:
+    recipe, overrides = split_recipe(argv)
+    if not recipe:
         raise InputError("--config FILE is missing, for example --config configs/demo.py")
     config = ConfigDict({key: copy.deepcopy(default) for key, (default, _) in keys.items()}).lock()
-    for key, value in load_recipe(arguments.config).items():
+    for key, value in load_recipe(recipe).items():
         if key not in keys:
             nearest = difflib.get_close_matches(key, keys, 1)
             hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
-            raise InputError(f'{arguments.config}: the command has no setting "{key}"{hint}')
+            raise InputError(f'{recipe}: the command has no setting "{key}"{hint}')
         try:
             config[key] = value
         except (TypeError, ValueError) as error:
-            raise InputError(f"{arguments.config}: {key}: {_one_line(error)}") from error
+            raise InputError(f"{recipe}: {key}: {_one_line(error)}") from error
     _override(config, overrides)
     return config
+
+
+def split_recipe(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """What `--config FILE[:VARIANT]` names, empty where it is missing, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", default="")
+    try:
+        arguments, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return "", []
+    return arguments.config, others
 
 
 def _override(config: ConfigDict, arguments: Sequence[str]) -> None:
