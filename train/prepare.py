@@ -86,21 +86,27 @@ def _tokenizer_and_settings(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     # Worker processes import this module too and need not wait for transformers.
     from retromae_jax.data.tokenization import fingerprint, load_tokenizer
 
-    beside_run = Path(config.init) / "tokenizer"
-    name = config.tokenizer or (str(beside_run) if config.init and beside_run.is_dir() else config.init)
-    if not name:
-        raise InputError("tokenizer and init are empty; name a tokenizer: --config.tokenizer=bert-base-uncased")
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(config.tokenizer or _tokenizer_of_model(config.init))
     settings = {
         "sources": list(config.sources),
         "text_field": config.text_field,
         "block_length": config.block_length,
         "pack_documents": config.pack_documents,
-        "tokenizer": name,
+        "tokenizer": config.tokenizer or config.init,
         "tokenizer_fingerprint": fingerprint(tokenizer),
         "vocabulary_size": len(tokenizer),
     }
     return tokenizer.backend_tokenizer.to_str(), settings
+
+
+def _tokenizer_of_model(name: str) -> str:
+    """The directory in which training finds the tokenizer of the model to start from."""
+    if not name:
+        raise InputError("tokenizer and init are empty; name a tokenizer: --config.tokenizer=bert-base-uncased")
+    # Imports JAX, which worker processes must not.
+    from retromae_jax.checkpoints.loading import open_model
+
+    return str(open_model(name, weights=False).tokenizer)
 
 
 def _check_settings(directory: Path, description: Path, settings: Mapping[str, object]) -> None:
