@@ -9,6 +9,7 @@ import contextlib
 import copy
 import difflib
 import importlib.util
+import os
 import sys
 import textwrap
 import traceback
@@ -123,7 +124,7 @@ def _override(config: ConfigDict, arguments: Sequence[str]) -> None:
 def _value(text: str, default: object) -> object:
     """Reads a value of the same type as the default; of any type where there is none."""
     if isinstance(default, str):
-        return text
+        return _expanded(text)
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError("must be true or false")
@@ -131,13 +132,18 @@ def _value(text: str, default: object) -> object:
     if isinstance(default, int | float):
         return type(default)(text)
     if isinstance(default, tuple) and not text.startswith("("):
-        return tuple(part for part in text.split(",") if part)
+        return tuple(_expanded(part) for part in text.split(",") if part)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         if default is not None:
             raise
         return text
+
+
+def _expanded(text: str) -> str:
+    """A path in the home directory, which shells know at the beginning of an argument only, in full."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def load_recipe(argument: str) -> Mapping:

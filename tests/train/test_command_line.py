@@ -34,6 +34,12 @@ def test_file_variant_and_overrides():
     assert tiny.model.model_type == "xlm-roberta"
 
 
+def test_paths_in_the_home_directory_are_found(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = parse("--config=configs/wiki.py", "--config.sources=~/a.txt,b.txt", "--config.probe_collection", "~/c")
+    assert (config.sources, config.probe_collection) == (("/home/me/a.txt", "b.txt"), "/home/me/c")
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
