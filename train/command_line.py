@@ -161,12 +161,18 @@ def load_recipe(argument: str) -> Mapping:
     try:
         recipe = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(recipe)
-        return recipe.get_config(variant) if variant else recipe.get_config()
+        config = recipe.get_config(variant) if variant else recipe.get_config()
     except SyntaxError as error:
         raise InputError(f"{file}:{error.lineno}: {error.msg}") from error
     except Exception as error:  # a recipe is the user's code and may raise anything
         line = next((frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file), "")
         raise InputError(f"config file {file}:{line}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict | Mapping):
+        raise InputError(
+            f"config file {file}: get_config returns {type(config).__name__} instead of a ConfigDict; end it with "
+            "`return config`"
+        )
+    return config
 
 
 def _one_line(error: Exception) -> str:

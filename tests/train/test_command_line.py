@@ -71,6 +71,13 @@ def test_a_broken_recipe_is_named_with_its_line(tmp_path):
         parse(f"--config={recipe}")
 
 
+def test_a_recipe_returns_its_config(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from configs import defaults\n\n\ndef get_config():\n    config = defaults.pretraining()\n")
+    with pytest.raises(InputError, match=r"recipe\.py: get_config returns NoneType instead of a ConfigDict; end it"):
+        parse(f"--config={recipe}")
+
+
 def test_recipes_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse("--config=configs/wiki.py:tiny").workdir == "runs/wiki_tiny"
