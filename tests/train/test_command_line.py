@@ -1,6 +1,9 @@
+import re
+
 import pytest
 
 from configs import defaults
+from retromae_jax.data.text import COMPRESSIONS, READERS
 from retromae_jax.errors import InputError
 from train.command_line import parse_config, parse_training
 
@@ -114,6 +117,8 @@ def test_help_lists_every_key_with_type_default_and_meaning(argv, status, capsys
         assert f"  {key} (" in printed
     assert "batch_size (int, 256): texts in one optimizer step" in printed
     assert "sources (tuple, ()): where text comes from" in printed
+    for suffix in (*READERS, *COMPRESSIONS):
+        assert re.search(rf"\{suffix}\b", printed)
 
 
 def test_every_recipe_has_a_tiny_variant_of_the_same_keys():
