@@ -13,10 +13,10 @@ PRETRAINING = {
     # Text, read by train.prepare.
     "sources": (
         (),
-        "where text comes from: files (.jsonl .parquet .tsv .txt .xml, also .gz .bz2), saved Hugging Face datasets, "
-        "or Hub names NAME, NAME:CONFIG, NAME:CONFIG:SPLIT",
+        "where text comes from: files (.jsonl .json .tsv .txt .xml, each also .gz .bz2 .xz; .parquet), folders of "
+        "such, saved Hugging Face datasets, or Hub names NAME, NAME:CONFIG, NAME:CONFIG:SPLIT",
     ),
-    "text_field": ("text", "the column (parquet, datasets) or key (jsonl) that holds the text"),
+    "text_field": ("text", "the column (parquet, datasets) or key (jsonl, json) that holds the text"),
     "data": (
         "data/blocks",
         "directory of the prepared token blocks: train.prepare writes it, train.pretrain reads it",

@@ -1,7 +1,10 @@
-"""Small files: written whole or not at all, however a process ends, and read with what is wrong with them."""
+"""Small files, written whole or not at all, however a process ends, and read with what is wrong with them; locks."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,26 @@ def replace(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.incomplete")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file, which ends with the process at the latest; yields whether no other process has it.
+
+    Where the file system has no locks, everybody is let in.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with path.open("w") as file:
+        is_held = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_held = False
+        except OSError:
+            pass
+        yield is_held
 
 
 def read_json_lines(path: Path, remedy: str = "fetch or make it again") -> list[dict[str, Any]]:

@@ -117,7 +117,7 @@ def apply_gradients(
     optimizer: optax.GradientTransformation,
     metrics: dict[str, jax.Array],
 ) -> TrainState:
-    """The state after one optimizer step; where loss or gradients are not finite, only the step's number changes.
+    """The state after one optimizer step; where loss or gradients are not finite, only numbers of steps change.
 
     Args:
         state: before the step.
@@ -129,7 +129,12 @@ def apply_gradients(
     after = TrainState(state.step + 1, optax.apply_updates(state.parameters, updates), optimizer_state)
     # One element that is not finite makes the norm so.
     is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-    return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state._replace(step=after.step))
+
+    def taken(new: jax.Array, old: jax.Array) -> jax.Array:
+        # Whole numbers count steps: the learning rate is that of the step, however many were skipped before.
+        return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(is_finite, new, old)
+
+    return jax.tree.map(taken, after, state)
 
 
 def finetuning_step(

@@ -16,7 +16,7 @@ from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.blocks import TokenBlocks
 from retromae_jax.data.tokenization import fingerprint, load_tokenizer
 from retromae_jax.errors import InputError
-from retromae_jax.models.bert import BertConfig
+from retromae_jax.models.bert import BertConfig, Computation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,9 +58,11 @@ def start(config: ConfigDict, open_source: Callable[[str], Source] = open_model)
     """Opens the model to start from and its tokenizer, as `init`, `model` and `tokenizer` of the config say.
 
     Raises:
-        InputError: if one of them cannot be opened.
+        InputError: if one of them cannot be opened, or tensors of the encoder are missing.
     """
     source = open_source(config.init) if config.init else None
+    if source is not None:
+        source.check_encoder()
     return Start(source, model_sizes(config, source), load_tokenizer(tokenizer_of(config, source)))
 
 
@@ -194,6 +196,14 @@ def room(config: ConfigDict, bert: BertConfig) -> str | None:
 def known(key: str, value: str, values: Collection[str]) -> str | None:
     """A problem if a setting's value is unknown."""
     return None if value in values else f"{key} {value!r} is unknown; known are {', '.join(values)}"
+
+
+def attention(config: ConfigDict, bert: BertConfig) -> str | None:
+    """A problem if an implementation of attention is unknown, or cannot compute the model on these devices."""
+    if config.compute_dtype not in DTYPES:
+        return None  # a problem of its own
+    platform = jax.devices()[0].platform
+    return attempt(Computation.on, platform, bert, config.compute_dtype, False, config.attention)[1]
 
 
 def vocabulary(tokenizer: "PreTrainedTokenizerBase", bert: BertConfig) -> str | None:

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import difflib
 import importlib.util
+import os
 import sys
 import textwrap
 import traceback
@@ -68,26 +69,32 @@ def parse_config(
     if not argv or "--help" in argv or "-h" in argv:
         print(_help(command, keys, flags))
         raise SystemExit(0 if argv else 2)
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    try:
-        arguments, overrides = parser.parse_known_args(argv)
-    except argparse.ArgumentError:
-        arguments, overrides = argparse.Namespace(config=None), []
-    if not arguments.config:
+    recipe, overrides = split_recipe(argv)
+    if not recipe:
         raise InputError("--config FILE is missing, for example --config configs/demo.py")
     config = ConfigDict({key: copy.deepcopy(default) for key, (default, _) in keys.items()}).lock()
-    for key, value in load_recipe(arguments.config).items():
+    for key, value in load_recipe(recipe).items():
         if key not in keys:
             nearest = difflib.get_close_matches(key, keys, 1)
             hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
-            raise InputError(f'{arguments.config}: the command has no setting "{key}"{hint}')
+            raise InputError(f'{recipe}: the command has no setting "{key}"{hint}')
         try:
             config[key] = value
         except (TypeError, ValueError) as error:
-            raise InputError(f"{arguments.config}: {key}: {_one_line(error)}") from error
+            raise InputError(f"{recipe}: {key}: {_one_line(error)}") from error
     _override(config, overrides)
     return config
+
+
+def split_recipe(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """What `--config FILE[:VARIANT]` names, empty where it is missing, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", default="")
+    try:
+        arguments, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return "", []
+    return arguments.config, others
 
 
 def _override(config: ConfigDict, arguments: Sequence[str]) -> None:
@@ -117,7 +124,7 @@ def _override(config: ConfigDict, arguments: Sequence[str]) -> None:
 def _value(text: str, default: object) -> object:
     """Reads a value of the same type as the default; of any type where there is none."""
     if isinstance(default, str):
-        return text
+        return _expanded(text)
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError("must be true or false")
@@ -125,8 +132,18 @@ def _value(text: str, default: object) -> object:
     if isinstance(default, int | float):
         return type(default)(text)
     if isinstance(default, tuple) and not text.startswith("("):
-        return tuple(part for part in text.split(",") if part)
-    return ast.literal_eval(text)
+        return tuple(_expanded(part) for part in text.split(",") if part)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if default is not None:
+            raise
+        return text
+
+
+def _expanded(text: str) -> str:
+    """A path in the home directory, which shells know at the beginning of an argument only, in full."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def load_recipe(argument: str) -> Mapping:
@@ -144,12 +161,18 @@ def load_recipe(argument: str) -> Mapping:
     try:
         recipe = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(recipe)
-        return recipe.get_config(variant) if variant else recipe.get_config()
+        config = recipe.get_config(variant) if variant else recipe.get_config()
     except SyntaxError as error:
         raise InputError(f"{file}:{error.lineno}: {error.msg}") from error
     except Exception as error:  # a recipe is the user's code and may raise anything
         line = next((frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file), "")
         raise InputError(f"config file {file}:{line}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict | Mapping):
+        raise InputError(
+            f"config file {file}: get_config returns {type(config).__name__} instead of a ConfigDict; end it with "
+            "`return config`"
+        )
+    return config
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,6 @@ given by --init. Memory, exchanges and XLA's FLOPs are the compiler's account; t
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -51,7 +50,7 @@ from retromae_jax.objectives.reranking import Reranking
 from retromae_jax.optimizer import adamw
 from retromae_jax.training import finetuning_step, pretraining_step
 from train import checks
-from train.command_line import load_recipe, parse_config
+from train.command_line import load_recipe, parse_config, split_recipe
 
 _ROBERTA = BertConfig(
     model_type="roberta",
@@ -394,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
-    recipe = next((value for name, value in itertools.pairwise(rest) if name == "--config"), "")
+    recipe, _ = split_recipe(rest)
     keys = keys_of(load_recipe(recipe)) if recipe else defaults.PRETRAINING
     config = parse_config(__doc__, keys, rest, parser.format_help())
     if not flags.topology:

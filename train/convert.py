@@ -20,7 +20,8 @@ from pathlib import Path
 
 from retromae_jax.data.blocks import partial_directory
 from retromae_jax.data.examples import read_examples
-from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.data.lines import BadLineError
+from retromae_jax.errors import InputError, exits_on_input_error, shown
 from retromae_jax.logging import Progress, say
 
 
@@ -35,7 +36,7 @@ def convert(paths: Iterable[Path], directory: Path) -> dict[str, int]:
         The number of `queries` and `passages`.
 
     Raises:
-        InputError: if a file is missing or broken, or the directory exists or cannot be written.
+        InputError: if a file is missing or broken, texts share an id, or the directory exists or cannot be written.
     """
     if directory.exists():
         raise InputError(f"{directory} exists; remove it, or choose another --to")
@@ -53,13 +54,18 @@ def convert(paths: Iterable[Path], directory: Path) -> dict[str, int]:
         ):
             qrels.write("query-id\tcorpus-id\tscore\n")
             for path in paths:
-                for example in read_examples(path):
-                    query = queries.id_of(example.query_id, text=example.query)
-                    for passage in example.positives:
-                        qrels.write(f"{query}\t{passages.id_of(passage[0], **passage[1]._asdict())}\t1\n")
-                    if example.negatives:
-                        ids = [passages.id_of(number, **passage._asdict()) for number, passage in example.negatives]
-                        negatives.write(f"{query}\t{','.join(ids)}\n")
+                for line, example in enumerate(read_examples(path), 1):
+                    try:
+                        query = queries.id_of(example.query_id, text=example.query)
+                        positive, negative = (
+                            [passages.id_of(identifier, **passage._asdict()) for identifier, passage in group]
+                            for group in (example.positives, example.negatives)
+                        )
+                    except BadLineError as problem:
+                        raise InputError(f"{path}:{line}: {problem}") from None
+                    qrels.writelines(f"{query}\t{passage}\t1\n" for passage in positive)
+                    if negative:
+                        negatives.write(f"{query}\t{','.join(negative)}\n")
                     progress.update()
         if not (partial / "negatives.tsv").stat().st_size:
             (partial / "negatives.tsv").unlink()
@@ -74,19 +80,27 @@ class _Ids:
 
     def __init__(self, path: Path):
         self._file = path.open("w", encoding="utf-8")
-        # Of digests, because there may be millions of texts.
-        self._ids: dict[bytes, str] = {}
+        # Digests of the texts by id, and ids of those without one by digest: there may be millions of texts.
+        self._digests: dict[str, bytes] = {}
+        self._numbers: dict[bytes, str] = {}
 
     def id_of(self, identifier: str | None, **fields: str) -> str:
-        key = json.dumps(fields if identifier is None else identifier)
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-        if digest not in self._ids:
-            self._ids[digest] = identifier if identifier is not None else f"n{len(self._ids)}"
-            self._file.write(json.dumps({"_id": self._ids[digest], **fields}, ensure_ascii=False) + "\n")
-        return self._ids[digest]
+        """The id of a text; raises a BadLineError if it is another text's."""
+        digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=16).digest()
+        if identifier is None:
+            identifier = self._numbers.setdefault(digest, f"n{len(self._digests)}")
+        if identifier not in self._digests:
+            self._digests[identifier] = digest
+            self._file.write(json.dumps({"_id": identifier, **fields}, ensure_ascii=False) + "\n")
+        elif self._digests[identifier] != digest:
+            raise BadLineError(
+                f"the id {shown(identifier)} is that of another text on an earlier line; if files number their texts "
+                "each for itself, convert them one by one, else mend the line"
+            )
+        return identifier
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._digests)
 
     def __enter__(self) -> "_Ids":
         return self

@@ -71,6 +71,7 @@ def finetune(config: ConfigDict, profile: bool = False) -> None:
             checks.positions("passage_max_length", config.passage_max_length, start.bert),
             checks.prompt("query", config, start.tokenizer),
             checks.prompt("passage", config, start.tokenizer),
+            checks.attention(config, start.bert),
             checks.room(config, start.bert),
         ]
     checks.fit(*problems)

@@ -73,7 +73,7 @@ def train(
         state: where to start; used up.
         num_steps: finished steps at the end.
         step_function: one optimizer step; `loss` and `gradient_norm` are among its metrics, and where they are not
-            finite, it has left parameters and optimizer as they were.
+            finite, it has changed numbers of steps only.
         batch_of_step: the batch of a step.
         unit: what the speed is counted in, say, tokens.
         learning_rate: schedule, for the log.

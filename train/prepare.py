@@ -6,7 +6,6 @@ Killed and started again, the same command goes on where it was. The output does
 --config.workers.
 """
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -37,6 +36,7 @@ from retromae_jax.data.blocks import (
 from retromae_jax.data.packing import SPECIAL_TOKENS
 from retromae_jax.data.text import Document, Source, open_sources
 from retromae_jax.errors import InputError, exits_on_input_error
+from retromae_jax.files import locked
 from retromae_jax.logging import Progress, duration, say, table
 from train.command_line import parse_config
 
@@ -86,21 +86,27 @@ def _tokenizer_and_settings(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     # Worker processes import this module too and need not wait for transformers.
     from retromae_jax.data.tokenization import fingerprint, load_tokenizer
 
-    beside_run = Path(config.init) / "tokenizer"
-    name = config.tokenizer or (str(beside_run) if config.init and beside_run.is_dir() else config.init)
-    if not name:
-        raise InputError("tokenizer and init are empty; name a tokenizer: --config.tokenizer=bert-base-uncased")
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(config.tokenizer or _tokenizer_of_model(config.init))
     settings = {
         "sources": list(config.sources),
         "text_field": config.text_field,
         "block_length": config.block_length,
         "pack_documents": config.pack_documents,
-        "tokenizer": name,
+        "tokenizer": config.tokenizer or config.init,
         "tokenizer_fingerprint": fingerprint(tokenizer),
         "vocabulary_size": len(tokenizer),
     }
     return tokenizer.backend_tokenizer.to_str(), settings
+
+
+def _tokenizer_of_model(name: str) -> str:
+    """The directory in which training finds the tokenizer of the model to start from."""
+    if not name:
+        raise InputError("tokenizer and init are empty; name a tokenizer: --config.tokenizer=bert-base-uncased")
+    # Imports JAX, which worker processes must not.
+    from retromae_jax.checkpoints.loading import open_model
+
+    return str(open_model(name, weights=False).tokenizer)
 
 
 def _check_settings(directory: Path, description: Path, settings: Mapping[str, object]) -> None:
@@ -122,11 +128,9 @@ def _make(
     partial = partial_directory(directory)
     for folder in (partial / "blocks", partial / "counts"):
         folder.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{partial}: another train.prepare is at work there; wait for it or stop it") from None
+    with locked(partial / "lock") as is_alone:
+        if not is_alone:
+            raise InputError(f"{partial}: another train.prepare is at work there; wait for it or stop it")
         if (partial / "settings.json").exists():
             _check_settings(partial, partial / "settings.json", settings)
         else:

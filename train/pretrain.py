@@ -76,6 +76,7 @@ def pretrain(config: ConfigDict, profile: bool = False) -> None:
             checks.split(config, start.bert),
             checks.vocabulary(start.tokenizer, start.bert),
             checks.positions("block_length", config.block_length, start.bert),
+            checks.attention(config, start.bert),
             checks.room(config, start.bert),
         ]
     if data:

@@ -48,6 +48,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
             checks.one_encoder(config, start.source),
             checks.vocabulary(start.tokenizer, start.bert),
             checks.positions("max_length", config.max_length, start.bert, shortest=8),
+            checks.attention(config, start.bert),
             checks.room(config, start.bert),
         ]
     checks.fit(*problems)

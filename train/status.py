@@ -18,6 +18,9 @@ from retromae_jax.files import read_json
 from retromae_jax.logging import LOG, duration
 from train.heartbeat import FILE, command_line
 
+# Seconds without a sign of life from which on a process that cannot be found counts as killed.
+SILENT = 60
+
 
 def status(workdir: Path) -> str:
     """Lines of a name and a value each.
@@ -61,7 +64,9 @@ def _verdict(workdir: Path, beat: dict) -> tuple[str, bool]:
         return f"stopped by a signal {duration(age)} ago, with a checkpoint", True
     if beat["state"] == "failed":
         return f"ended by an error {duration(age)} ago; {workdir / LOG} says which", True
-    if beat["host"] == socket.gethostname() and not Path(f"/proc/{beat['process']}").exists():
+    # Of a process that lives in another container, under the same name of the host, there is nothing in /proc either.
+    is_gone = Path("/proc/self").exists() and not Path(f"/proc/{beat['process']}").exists()
+    if beat["host"] == socket.gethostname() and is_gone and age > SILENT:
         return f"killed: {where} is gone, last heard of {duration(age)} ago", True
     if age > 60 * beat["stall_minutes"]:
         stacks = [str(path) for path in sorted(workdir.glob("stacks_of_process_*.txt")) if path.stat().st_size]

@@ -155,11 +155,14 @@ class CheckpointDirectory:
         """
         problems: dict[int, str] = {}
         for step in self._steps_to_read(only):
-            found, problem = self._read(step, items)
+            trees, saved, problem = self._read(step, items)
+            # Digests of arrays that are split over hosts wait for all of them, so all must have read theirs.
             if hosts.all_hold(not problem):
-                self._set_aside(problems, step)
-                self.saved = step
-                return step, found
+                problem = _damage(trees, saved)
+                if hosts.all_hold(not problem):
+                    self._set_aside(problems, step)
+                    self.saved = step
+                    return step, trees
             problems[step] = problem or "another process found it damaged"
         if problems:
             listed = "".join(f"\n  step {step}: {problem}" for step, problem in problems.items())
@@ -188,8 +191,8 @@ class CheckpointDirectory:
     def _steps_to_read(self, only: int | None) -> list[int]:
         return self.steps()[::-1] if only is None else [only]
 
-    def _read(self, step: int, items: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """Trees of a checkpoint, and what is wrong with it, empty if nothing is."""
+    def _read(self, step: int, items: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, int]], str]:
+        """Trees of a checkpoint, their digests when they were saved, and why they cannot be read, empty if they can."""
         directory = self.path / str(step)
         args = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in items.items()}
         has_digests = (directory / DIGESTS).is_dir()
@@ -200,16 +203,10 @@ class CheckpointDirectory:
         try:
             # Not through the checkpointer, whose processes would wait for one that cannot read.
             found = self._handler.restore(directory, args=ocp.args.Composite(**args))
-            trees = {name: found[name] for name in items}
-            if has_digests:
-                for name, tree in trees.items():
-                    expected = found[DIGESTS][name]
-                    wrong = [path for path, digest in digests(tree).items() if expected[path] != digest]
-                    if wrong:
-                        return {}, f"{name} {wrong[0]} is not what was saved"
+            saved = {name: dict(found[DIGESTS][name]) for name in items} if has_digests else {}
+            return {name: found[name] for name in items}, saved, ""
         except Exception as error:  # damaged files make Orbax raise anything
-            return {}, _reason(error)
-        return trees, ""
+            return {}, {}, _reason(error)
 
     def _set_aside(self, problems: Mapping[int, str], good: int) -> None:
         for step, problem in problems.items():
@@ -225,6 +222,16 @@ class CheckpointDirectory:
         self.check(wait=True)
         with contextlib.suppress(*STORAGE_ERRORS):  # of a failure that was said
             self._checkpointer.close()
+
+
+def _damage(trees: Mapping[str, Any], saved: Mapping[str, dict[str, int]]) -> str:
+    """Which array of a checkpoint is not that of which the digest was saved, empty if each is."""
+    found = {name: digests(tree) for name, tree in trees.items()}
+    for name, expected in saved.items():
+        for path, digest in found[name].items():
+            if expected.get(path) != digest:
+                return f"{name} {path} is not what was saved"
+    return ""
 
 
 def _abstract(tree: Any) -> Any:

@@ -21,7 +21,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -156,22 +156,26 @@ def from_huggingface(
     Raises:
         InputError: if a tensor's shape is not the wanted one.
     """
-    available = {_current_name(name, FAMILIES[model_type].prefix): name for name in tensors}
-    parameters, fresh = {}, []
-    for name, wanted in shapes.items():
-        stored = available.pop(huggingface_name(name, model_type), None)
-        if stored is None:
-            fresh.append(name)
-            continue
+    found, report = match(tensors, shapes, model_type)
+    parameters = {}
+    for name, stored in found.items():
         value = _transposed(name, np.asarray(tensors[stored], np.float32))
-        if value.shape != wanted.shape:
+        if value.shape != shapes[name].shape:
             raise InputError(
-                f"{origin}: tensor {stored} has shape {value.shape}, the model wants {wanted.shape}; "
+                f"{origin}: tensor {stored} has shape {value.shape}, the model wants {shapes[name].shape}; "
                 "config.json and weights do not belong together"
             )
         parameters[name] = np.ascontiguousarray(value)
+    return parameters, report
+
+
+def match(names: Iterable[str], wanted: Iterable[str], model_type: str = "bert") -> tuple[dict[str, str], LoadReport]:
+    """The names of those of the stored tensors that are wanted parameters, by the latters' names; and a report."""
+    available = {_current_name(name, FAMILIES[model_type].prefix): name for name in names}
+    found = {name: available.pop(huggingface_name(name, model_type), None) for name in wanted}
+    stored = {name: tensor for name, tensor in found.items() if tensor is not None}
     left_over = [name for name in available if not DERIVED.search(name)]
-    return parameters, LoadReport(list(parameters), fresh, left_over)
+    return stored, LoadReport(list(stored), [name for name in found if name not in stored], left_over)
 
 
 def read_config(directory: Path) -> dict:

@@ -1,6 +1,7 @@
 """Models to start from: Hugging Face directories, Hub names, runs and their checkpoints, all opened alike."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -10,8 +11,8 @@ from retromae_jax.checkpoints import huggingface, sentence_transformers, train_s
 from retromae_jax.checkpoints.hub import resolve
 from retromae_jax.checkpoints.huggingface import LoadReport
 from retromae_jax.errors import InputError, shown
-from retromae_jax.models.bert import BertConfig
-from retromae_jax.models.parameters import Arrays
+from retromae_jax.models.bert import Bert, BertConfig, Computation
+from retromae_jax.models.parameters import Arrays, structure
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import KINDS, of_kind
 
@@ -54,8 +55,33 @@ class Source:
             names = list(run.checkpoints.structure("parameters", self.step))
             run.close()
             return f"{encoder.kind}.head.bias".removeprefix(".") in names
-        names = [name for path in (encoder.directory, *encoder.modules) for name in huggingface.tensor_names(path)]
-        return huggingface.huggingface_name("head.bias", self.config.model_type) in names
+        return bool(encoder._match(["head.bias"]).loaded)
+
+    def check_encoder(self) -> None:
+        """Checks, by their names, that all of the encoder's parameters are there; none is read.
+
+        Raises:
+            InputError: if some are not.
+        """
+        if train_state.is_run(self.directory):
+            return  # which has written them together with their sizes
+        _, shapes = structure(lambda rngs: Bert(self.config, Computation(), rngs))
+        for kind in KINDS if self.settings.untie_encoder else ("",):
+            encoder = self.of_kind(kind)
+            report = encoder._match([f"bert.{name}" for name in shapes])
+            if report.fresh:
+                missing = [huggingface.huggingface_name(name, self.config.model_type) for name in report.fresh[:3]]
+                others = f"; there are others, such as {', '.join(report.left_over[:3])}" if report.left_over else ""
+                raise InputError(
+                    f"{encoder.directory}: {len(report.fresh)} of the encoder's {len(shapes)} tensors are missing, "
+                    f"such as {', '.join(missing)}{others}; mend the sizes in config.json or the tensors' names, or "
+                    "fetch the model again"
+                )
+
+    def _match(self, wanted: Iterable[str]) -> LoadReport:
+        """Which parameters a Hugging Face directory has."""
+        names = [name for path in (self.directory, *self.modules) for name in huggingface.tensor_names(path)]
+        return huggingface.match(names, wanted, self.config.model_type)[1]
 
     def parameters(self, shapes: Arrays) -> tuple[Arrays, LoadReport]:
         """Reads the parameters that `shapes` names, as far as the model has them.

@@ -4,6 +4,7 @@ A checkpoint holds parameters, optimizer state and the number of finished steps.
 pure functions of the config's seed and that number, so a resumed run equals one that never stopped, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -87,6 +88,7 @@ class Run:
             except OSError as error:
                 raise InputError(f"{self.directory}: {error.strerror}; choose another --config.workdir") from error
         self.command = ""
+        self._lock = contextlib.ExitStack()
         self.checkpoints = CheckpointDirectory(
             self.directory / "checkpoints", ("parameters", "optimizer"), checkpoints_to_keep
         )
@@ -111,8 +113,9 @@ class Run:
             tokenizer: the model's.
 
         Raises:
-            InputError: if the directory holds checkpoints of a run with other settings or other data, or cannot be
-                written to; or if directory, settings or data are not the same on all hosts.
+            InputError: if the directory holds checkpoints of a run with other settings or other data, is one that
+                another process trains in, or cannot be written to; or if directory, settings or data are not the same
+                on all hosts.
         """
         self.command = command
         description = json.loads(
@@ -145,17 +148,23 @@ class Run:
                     f"{self.directory} holds a run with other settings or data: {'; '.join(different)}. "
                     "Choose another --config.workdir, or remove that directory"
                 )
-        hosts.wait_for_all("compared")
-        if hosts.is_first():
-            try:
+        lock = self.directory / "lock"
+        try:
+            # Of two trainings, each would remove what the other is about to save. When they know, all have compared.
+            if not hosts.all_hold(not hosts.is_first() or self._lock.enter_context(files.locked(lock))):
+                raise InputError(
+                    f"{self.directory}: another process trains there; wait for it, stop it or choose another "
+                    f"--config.workdir (if there is none, remove {lock})"
+                )
+            if hosts.is_first():
                 self.checkpoints.clear()
                 tokenizer.save_pretrained(self.directory / "tokenizer")
                 files.replace(self.directory / "run.json", json.dumps(description, indent=2) + "\n")
-            except OSError as error:
-                raise InputError(
-                    f"{self.directory} cannot be written to: {error.strerror}; make room, or choose another "
-                    "--config.workdir"
-                ) from error
+        except OSError as error:
+            raise InputError(
+                f"{self.directory} cannot be written to: {error.strerror}; make room, or choose another "
+                "--config.workdir"
+            ) from error
 
     def save(self, state: TrainState) -> None:
         """Starts saving a checkpoint, if that of this step is not there yet; the state may be used on at once.
@@ -218,8 +227,9 @@ class Run:
         return found[1]["parameters"]
 
     def close(self) -> None:
-        """Waits until checkpoints are on disk."""
+        """Waits until checkpoints are on disk; then others may train here."""
         self.checkpoints.close()
+        self._lock.close()
 
 
 def is_run(directory: str | Path) -> bool:

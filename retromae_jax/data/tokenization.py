@@ -25,7 +25,8 @@ def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
     """Loads a fast tokenizer, with the truncation and padding that some are saved with switched off.
 
     Raises:
-        InputError: if the directory or Hub name has no tokenizer, or one without cls, sep and pad token.
+        InputError: if the directory or Hub name has no tokenizer, one without cls, sep and pad token, or one that does
+            not put the first two around a text.
     """
     # Importing transformers takes seconds, and without this it advises to install PyTorch, which nobody needs here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -50,6 +51,13 @@ def load_tokenizer(name_or_directory: str) -> "PreTrainedTokenizerBase":
         raise InputError(f"{name_or_directory}: the tokenizer needs a tokenizer.json and a cls, a sep and a pad token")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    ids = tokenizer.backend_tokenizer.encode("a").ids
+    if ids[:1] + ids[-1:] != [tokenizer.cls_token_id, tokenizer.sep_token_id]:
+        raise InputError(
+            f"{name_or_directory}: the tokenizer does not put {tokenizer.cls_token} before a text and "
+            f"{tokenizer.sep_token} behind it; give its tokenizer.json a post_processor that does "
+            "(tokenizers.processors.TemplateProcessing), or name another directory as tokenizer"
+        )
     modules = directory / "sentence_bert_config.json"
     if modules.is_file() and read_json(modules).get("do_lower_case"):
         # sentence-transformers puts texts in lower case, whatever the tokenizer does.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from retromae_jax import hosts
 from retromae_jax.checkpoints.digests import digests
 from retromae_jax.checkpoints.directory import DIGESTS, CheckpointDirectory
 from retromae_jax.errors import InputError
@@ -129,6 +130,23 @@ def test_a_run_with_damaged_checkpoints_only_does_not_start_anew(two_checkpoints
     with pytest.raises(InputError, match=r"none of the checkpoints can be read.*\n  step 6: .*\n  step 3: "):
         CheckpointDirectory(path, NAMES, 3).restore(items_of(0))
     assert sorted(path.name for path in path.iterdir()) == ["3", "6"]
+
+
+def test_digests_are_computed_when_all_processes_have_read(two_checkpoints, monkeypatch, capsys):
+    """Of arrays that are split over hosts they are sums, for which each waits for all."""
+    happened, answers = [], iter([False, True, True])
+
+    def all_hold(is_so):
+        assert is_so
+        happened.append("asked")
+        return next(answers)  # of the newest checkpoint, another process can read nothing
+
+    monkeypatch.setattr(hosts, "all_hold", all_hold)
+    patched = "retromae_jax.checkpoints.directory.digests"
+    monkeypatch.setattr(patched, lambda tree: happened.append("digests") or digests(tree))
+    assert_restores(two_checkpoints, 3, to_keep=None)
+    assert happened == ["asked", "asked", "digests", "digests", "asked"]
+    assert "6 is damaged: another process found it damaged; step 3 is taken instead" in capsys.readouterr().err
 
 
 def test_checkpoints_without_digests_are_taken_and_unfinished_ones_are_not(two_checkpoints, tmp_path, capsys):

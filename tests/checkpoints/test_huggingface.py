@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from retromae_jax.checkpoints import huggingface
@@ -25,6 +26,7 @@ from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.retromae import RetroMAE
 from retromae_jax.retrieval.encode import encode_texts
 from tests.texts import rows
+from train import checks
 
 every_model_type = pytest.mark.parametrize("model_type", huggingface.FAMILIES, indirect=True)
 
@@ -332,7 +334,9 @@ def test_layouts_of_other_releases_load(stored, model):
     bfloat16 = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
     for changed, tolerance in ((renamed, 0), (unprefixed | buffers, 0), (half, 1e-2), (bfloat16, 1e-2)):
         save_file(changed, stored / "model.safetensors")
-        loaded, report = open_model(str(stored)).parameters(weights)
+        source = open_model(str(stored))
+        source.check_encoder()
+        loaded, report = source.parameters(weights)
         expected_fresh = {"head"} if changed.keys() >= buffers.keys() else set()
         assert {name.split(".")[0] for name in report.fresh} == expected_fresh
         assert report.left_over == ([f"{prefix}pooler.dense.weight"] if expected_fresh else [])
@@ -349,6 +353,34 @@ def test_layouts_of_other_releases_load(stored, model):
     (stored / "model.safetensors.index.json").write_text(json.dumps(index))
     loaded, report = open_model(str(stored)).parameters(weights)
     assert report.fresh == []
+
+
+def test_an_encoder_that_lacks_tensors_is_no_start(stored, tokenizer, model, projected, tmp_path):
+    tensors = load_file(stored / "model.safetensors")
+    save_file({f"module.{name}": value for name, value in tensors.items()}, stored / "model.safetensors")
+    config = ConfigDict({"init": str(stored), "tokenizer": ""})
+    with pytest.raises(
+        InputError, match=r"stored: (\d+) of the encoder's \1 tensors are missing, .* module\."
+    ) as error:
+        checks.start(config)
+    assert "\n" not in str(error.value) and "bert.embeddings.LayerNorm.bias, " in str(error.value)
+    save_file(tensors, stored / "model.safetensors")
+    assert checks.start(config).source.directory == stored  # the head is not needed, the decoder neither
+    content = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps(content | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match=r"16 of the encoder's 53 tensors are missing, such as bert.encoder.layer.2\."):
+        checks.start(config)
+    # Each of untied encoders is looked at.
+    untied = {f"{kind}.{name}": value for kind in ("query", "passage") for name, value in projected.items()}
+    settings = EncoderSettings("cls", False, 16, projection=8, untie_encoder=True)
+    huggingface.save_encoder(tmp_path / "two", model[0], untied, tokenizer, settings)
+    config.init = str(tmp_path / "two")
+    checks.start(config)
+    weights = load_file(tmp_path / "two" / "passage" / "model.safetensors")
+    del weights["embeddings.LayerNorm.bias"]
+    save_file(weights, tmp_path / "two" / "passage" / "model.safetensors")
+    with pytest.raises(InputError, match=r"two/passage: 1 of the encoder's 37 tensors are missing"):
+        checks.start(config)
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta"], indirect=True)
@@ -412,6 +444,18 @@ def test_a_model_without_tokenizer_files_is_refused(stored):
         (stored / name).unlink()
     with pytest.raises(InputError, match="no tokenizer files"):
         Encoder.from_pretrained(str(stored))
+
+
+def test_a_tokenizer_without_cls_and_sep_around_texts_is_refused(byte_level_directory, tmp_path):
+    """A BERT's tokenizer is given them by transformers, whatever its file says; others have what their file says."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = json.loads((byte_level_directory / name).read_text())
+        changed = {"post_processor": None} if name == "tokenizer.json" else {"tokenizer_class": "TokenizersBackend"}
+        (tmp_path / name).write_text(json.dumps(content | changed))
+    with pytest.raises(
+        InputError, match=r"does not put <s> before a text and </s> behind it; give its tokenizer\.json"
+    ):
+        load_tokenizer(str(tmp_path))
 
 
 def test_broken_directories_are_refused(stored, model, tmp_path):

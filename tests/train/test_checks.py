@@ -36,6 +36,17 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_with_the_other_problems
     assert checks.room(config, BertConfig()) is None
 
 
+def test_attention_that_cannot_be_computed_here_is_told_with_the_other_problems():
+    config = ConfigDict({"attention": "flash", "compute_dtype": "float32"})
+    assert checks.attention(config, BertConfig()).startswith("attention 'flash' is unknown; known are auto, plain,")
+    config.attention = "pallas"
+    assert checks.attention(config, BertConfig()).startswith("attention 'pallas' is for TPUs, and the devices are cpu")
+    config.compute_dtype = "float8"  # which is told already
+    assert checks.attention(config, BertConfig()) is None
+    config.update(attention="auto", compute_dtype="bfloat16")
+    assert checks.attention(config, BertConfig()) is None
+
+
 def test_one_encoder_does_not_start_from_two():
     two = EncoderSettings("cls", False, 64, untie_encoder=True)
     source = Source(Path("two"), BertConfig(), Path("two"), two)

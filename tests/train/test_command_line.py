@@ -1,6 +1,9 @@
+import re
+
 import pytest
 
 from configs import defaults
+from retromae_jax.data.text import COMPRESSIONS, READERS
 from retromae_jax.errors import InputError
 from train.command_line import parse_config, parse_training
 
@@ -27,9 +30,17 @@ def test_file_variant_and_overrides():
         "--config.model.hidden_size=64",
         "--config.learning_rate=1e-3",
         "--config.model.hidden_act='relu'",
+        "--config.model.model_type=xlm-roberta",
     )
     assert (tiny.block_length, tiny.init, tiny.pack_documents) == (32, "runs/wiki", False)
     assert (tiny.model.hidden_size, tiny.model.hidden_act, tiny.learning_rate) == (64, "relu", 0.001)
+    assert tiny.model.model_type == "xlm-roberta"
+
+
+def test_paths_in_the_home_directory_are_found(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = parse("--config=configs/wiki.py", "--config.sources=~/a.txt,b.txt", "--config.probe_collection", "~/c")
+    assert (config.sources, config.probe_collection) == (("/home/me/a.txt", "b.txt"), "/home/me/c")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +49,7 @@ def test_file_variant_and_overrides():
         (["--config=configs/wiki.py", "--config.batch_sise=3"], 'Did you mean "batch_size" instead of "batch_sise"?'),
         (["--config=configs/wiki.py", "--config.batch_size=many"], "invalid literal for int"),
         (["--config=configs/wiki.py", "--config.pack_documents=2"], "must be true or false"),
+        (["--config=configs/wiki.py", "--config.sources=(a"], "was never closed"),
         (["--config=configs/wiki.py", "--config.seed"], "--config.seed needs a value"),
         (["--config=configs/wiki.py", "--config.optimizer.seed=2"], "optimizer"),
         (["--config=configs/wiki.py:huge"], "unknown variant 'huge'; the only one is `tiny`"),
@@ -59,6 +71,13 @@ def test_a_broken_recipe_is_named_with_its_line(tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text("def get_config():\n    return (\n")
     with pytest.raises(InputError, match=r"recipe\.py:2: "):
+        parse(f"--config={recipe}")
+
+
+def test_a_recipe_returns_its_config(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from configs import defaults\n\n\ndef get_config():\n    config = defaults.pretraining()\n")
+    with pytest.raises(InputError, match=r"recipe\.py: get_config returns NoneType instead of a ConfigDict; end it"):
         parse(f"--config={recipe}")
 
 
@@ -98,6 +117,8 @@ def test_help_lists_every_key_with_type_default_and_meaning(argv, status, capsys
         assert f"  {key} (" in printed
     assert "batch_size (int, 256): texts in one optimizer step" in printed
     assert "sources (tuple, ()): where text comes from" in printed
+    for suffix in (*READERS, *COMPRESSIONS):
+        assert re.search(rf"\{suffix}\b", printed)
 
 
 def test_every_recipe_has_a_tiny_variant_of_the_same_keys():

@@ -123,7 +123,8 @@ def test_the_command(slice_of_four, tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["texts_per_chip"] == 16 and report["tokens_per_chip"] == 16 * 512
     assert "slices are named like v5e:16x16" in error_of("--config", "configs/wiki.py", "--topology", "v9:2x2").err
-    assert "--topology is missing" in error_of("--config", "configs/wiki.py").err
+    for recipe in (("--config", "configs/wiki.py"), ("--config=configs/msmarco.py",)):
+        assert "--topology is missing" in error_of(*recipe).err
     monkeypatch.undo()
     assert "6 rows do not divide over 4 devices" in error_of(*arguments, "--config.batch_size=6").err
 

@@ -83,6 +83,24 @@ def test_broken_lines(tmp_path, record, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("query", "passage", "clashing"),
+    [
+        ({"query_id": 1, "query": "dogs"}, {"docid": 2, "text": "Dogs bark."}, "1"),
+        ({"query_id": 2, "query": "cats"}, {"docid": 1, "text": "Cats purr.", "title": "Cats"}, "1"),
+        ({"query_id": 2, "query": "cats"}, {"docid": "n0", "text": "Dogs bark."}, "n0"),
+    ],
+)
+def test_an_id_is_of_one_text(tmp_path, query, passage, clashing):
+    """Files that number their texts each for itself would become one another's."""
+    known = {"query_id": 1, "query": "cats", "positive_passages": [{"docid": "1", "text": "Cats purr."}]}
+    first = written(tmp_path / "first.jsonl", {"query": "cats", "positive": "Cats sleep."}, known)
+    second = written(tmp_path / "second.jsonl", known, query | {"positive_passages": [passage]})
+    with pytest.raises(InputError, match=rf"second\.jsonl:2: the id '{clashing}' is that of another .*one by one"):
+        convert([first, second], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_not_overwritten(tmp_path):
     file = written(tmp_path / "train.jsonl", {"query": "x", "positive": "y"})
     with pytest.raises(InputError, match="choose another --to"):

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from configs import defaults
@@ -27,6 +27,11 @@ REPOSITORY = Path(__file__).parents[2]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *(f"word{number}" for number in range(50)), ".", "[", "]", "sep"]
 
+# What models' directories say of themselves.
+TRANSFORMER = {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+ENCODER = {"pooling": "cls", "normalize": False, "max_length": 16}
+RUN = {"command": "pretrain", "model": {}, "encoder": ENCODER, "config": {}, "data": {}}
+
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory) -> Path:
@@ -34,6 +39,8 @@ def tokenizer_directory(tmp_path_factory) -> Path:
     made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    around = [(word, WORDS.index(word)) for word in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
     made.enable_truncation(4)
     made.enable_padding(length=4)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
@@ -137,21 +144,31 @@ def test_blocks_tell_their_documents(config):
         TokenBlocks(prepared_elsewhere(config, pack_documents=True)).documents()
 
 
-def test_the_tokenizer_is_the_one_training_finds(config, tokenizer_directory):
+@pytest.mark.parametrize(
+    ("init", "files"),
+    [
+        ("~/model", {"config.json": {"model_type": "bert"}}),
+        ("~/model/encoder", {"modules.json": [TRANSFORMER], "0_Transformer/config.json": {"model_type": "bert"}}),
+        ("~/run", {"run.json": RUN}),
+        ("~/run/checkpoints/1000", {"../../run.json": RUN}),
+    ],
+)
+def test_the_tokenizer_is_the_one_training_finds(config, tokenizer_directory, tmp_path, monkeypatch, init, files):
+    from retromae_jax.checkpoints.loading import open_model
     from retromae_jax.data.tokenization import fingerprint, load_tokenizer
 
-    config.tokenizer, config.init = "", str(tokenizer_directory)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = Path(init).expanduser()
+    model.mkdir(parents=True)
+    for name, content in files.items():
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(json.dumps(content))
+    shutil.copytree(tokenizer_directory, open_model(init, weights=False).tokenizer, dirs_exist_ok=True)
+    config.tokenizer, config.init = "", init
     prepare(config)
-    assert TokenBlocks(config.data).settings["tokenizer_fingerprint"] == fingerprint(
-        load_tokenizer(str(tokenizer_directory))
-    )
-
-
-def test_tokenizer_of_a_run(config, tokenizer_directory, tmp_path):
-    shutil.copytree(tokenizer_directory, tmp_path / "run" / "tokenizer")
-    config.tokenizer, config.init = "", str(tmp_path / "run")
-    prepare(config)
-    assert len(TokenBlocks(config.data)) > 0
+    settings = TokenBlocks(config.data).settings
+    assert settings["tokenizer"] == init
+    assert settings["tokenizer_fingerprint"] == fingerprint(load_tokenizer(str(tokenizer_directory)))
 
 
 def test_processes_and_packing(config):

@@ -226,7 +226,7 @@ def test_pretraining_logs_what_the_user_looks_for(pretrained):
     assert list((pretrained / "tensorboard").iterdir())
 
 
-def test_settings_that_make_no_sense_are_refused(tmp_path, monkeypatch):
+def test_settings_that_make_no_sense_are_refused(pretrained, tmp_path, monkeypatch):
     changes = {"batch_size": 0, "log_every": 0, "encoder_mask_probability": 1.5, "data": "nowhere"}
     with pytest.raises(InputError) as error:
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), **changes))
@@ -235,13 +235,14 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="checkpoint_every 4 is not a multiple of log_every 3"):
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), checkpoint_every=4))
     monkeypatch.setattr(tracking, "missing", sorted)
-    changes = {"trackers": ("comet", "wandb"), "probe_collection": "nowhere", "probe_passages": 5}
+    changes = {"trackers": ("comet", "wandb"), "probe_collection": "nowhere", "probe_passages": 5, "attention": "cudnn"}
     with pytest.raises(InputError) as error:
         pretrain(tiny("wiki", workdir=str(tmp_path / "never"), **changes))
     for problem in (
         "trackers 'comet' is unknown; known are wandb, mlflow",
         "trackers wandb: the package is not installed; pip install wandb",
         "probe_collection 'nowhere' is not there; probe_passages 5 is less than 100",
+        "attention 'cudnn' is for NVIDIA's GPUs, and the devices are cpu; take `auto`",
     ):
         assert problem in str(error.value)
     config = tiny("wiki", workdir=str(tmp_path / "never"))
@@ -412,9 +413,10 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
     # A group of 8 has random passages, which nobody scored.
     with pytest.raises(InputError, match=r"teacher_scores: .* random passages .* set --config\.missing_scores"):
         finetune(recipe("never", group_size=8))
-    with pytest.raises(InputError, match="6 problem") as error:
+    with pytest.raises(InputError, match="7 problem") as error:
         wrong = {"group_size": 1, "missing_scores": "drop", "matryoshka_dims": (33,), "distillation_loss": "kl"}
-        finetune(recipe("never", negatives=("none.tsv",), temperature=0.0, **wrong))
+        finetune(recipe("never", negatives=("none.tsv",), temperature=0.0, attention="none", **wrong))
+    assert "attention 'none' is unknown" in str(error.value)
     assert "negatives 'none.tsv' is not there" in str(error.value)
     assert "temperature 0.0 is not above 0" in str(error.value)
     assert "matryoshka_dims 33 is not a number between 1 and the model's hidden_size 32" in str(error.value)
