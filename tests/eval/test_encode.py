@@ -41,7 +41,8 @@ def test_corpora_and_queries_of_both_layouts(small_encoder_directory, tmp_path, 
         assert found.ids.to_pylist() == ["a", "b"]
         np.testing.assert_array_equal(found[:], expected)
     without_titles = encoded(marco, "--no-titles", "--passage-prompt", "read: ")[:]
-    np.testing.assert_array_equal(without_titles[1], expected[1])
+    # Beside other texts, sums may be rounded otherwise.
+    np.testing.assert_allclose(without_titles[1], expected[1], atol=1e-6)
     assert np.abs(without_titles[0] - expected[0]).max() > 1e-3
 
     queries = [
