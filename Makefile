@@ -22,7 +22,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
 .PHONY: demo demo-data stages test test-long test-floors benchmark scaling lint format clean help
 
 help:
-	@echo "make demo         from raw text to a retrieval score, about 10 minutes on 2 cores"
+	@echo "make demo         from raw text to a retrieval score, 5 to 20 minutes on 2 cores"
 	@echo "make test         checks of format, lint and types, and the tests"
 	@echo "make test-long    the proofs that take minutes each"
 	@echo "make test-floors  a part of the tests with the lowest versions of other packages that are allowed"

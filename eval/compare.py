@@ -78,7 +78,7 @@ def compare(
     _check_comparable(found)
     last = list(found.values())[-1]
     if not (last.directory / RUN).is_file():
-        raise InputError(f"{last.directory / 'run.trec'} does not exist; {AGAIN}")
+        raise InputError(f"{last.directory / RUN} does not exist; {AGAIN}")
     comparable = _comparable(found)
     common = [name for name in comparable if all(name in one.scores.means for one in found.values())]
     if measure not in common:

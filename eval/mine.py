@@ -39,6 +39,11 @@ from retromae_jax.retrieval.negatives import NegativeSampler
 from retromae_jax.retrieval.runs import iterate_run, ranking, write_lines
 
 QUERIES_AT_ONCE = 2**14
+# Arguments that mean nothing to other searches.
+OF_ENCODERS = (
+    *(name for name in retriever.SETTINGS if name != "titles"),
+    *("dimension", "encoder", "batch_size", "compute_dtype", "search", "embeddings"),
+)
 # From queries and k to scores and passage indices [Q, k] of what was found.
 Search = Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
 
@@ -82,9 +87,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     retriever.add_arguments(parser)
     hosts.add_flags(parser)
     arguments = parser.parse_args(argv)
-    for name in (*retriever.SETTINGS, "dimension", "embeddings", "search"):
-        if not arguments.model and name != "titles" and getattr(arguments, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')}: only an encoder's search has that, with --model")
+    given = [name for name in OF_ENCODERS if getattr(arguments, name) != parser.get_default(name)]
+    if given and not arguments.model:
+        parser.error(f"--{given[0].replace('_', '-')}: only an encoder's search has that, with --model")
     if arguments.from_rank > arguments.to_rank:
         parser.error(f"--from-rank {arguments.from_rank} is behind --to-rank {arguments.to_rank}")
     return arguments

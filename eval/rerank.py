@@ -34,8 +34,8 @@ from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.cross_encoder import CrossEncoder
 from retromae_jax.data.retrieval import Collection, read_negatives
 from retromae_jax.errors import exits_on_input_error
+from retromae_jax.files import write_array
 from retromae_jax.logging import Progress, say
-from retromae_jax.retrieval.embeddings import write_array
 from retromae_jax.retrieval.metrics import Scores, score
 from retromae_jax.retrieval.runs import write_lines
 

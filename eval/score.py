@@ -60,14 +60,14 @@ def evaluate(arguments: argparse.Namespace) -> Scores:
 
 
 def system_of(run: Path) -> str:
-    """Name of the system whose run a file holds: as the evaluation says that wrote it, or else the file's own."""
-    description = run.with_name("metrics.json")
-    if run.name == RUN and description.is_file():
-        return str(read_json(description, dict, AGAIN).get("system") or run.resolve().parent.name)
-    name = run.resolve().parent.name if run.name == RUN else run.name
-    while Path(name).suffix in SUFFIXES:
-        name = Path(name).stem
-    return name
+    """Name of the system whose run a file holds: the file's, or what the evaluation says that wrote it."""
+    if run.name == RUN:
+        description = run.with_name("metrics.json")
+        known = read_json(description, dict, AGAIN) if description.is_file() else {}
+        return str(known.get("system") or run.resolve().parent.name)
+    while run.suffix in SUFFIXES:
+        run = run.with_suffix("")
+    return run.name
 
 
 def judged_run(path: Path, collection: Collection, depth: int) -> Run:

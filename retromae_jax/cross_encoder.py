@@ -13,7 +13,7 @@ from retromae_jax import parallel
 from retromae_jax.checkpoints.digests import model_digest
 from retromae_jax.checkpoints.loading import open_model
 from retromae_jax.data.batches import BATCH_SIZES, by_length, one_behind
-from retromae_jax.data.tokenization import encode_pairs, load_tokenizer
+from retromae_jax.data.tokenization import SHORTEST_PAIR, encode_pairs, load_tokenizer
 from retromae_jax.errors import InputError, shown
 from retromae_jax.logging import Progress, delayed
 from retromae_jax.models import parameters
@@ -25,10 +25,6 @@ from retromae_jax.rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-# What a pair has room for at least: a token of each text, and the special ones.
-LEAST_LENGTH = 8
 
 
 class CrossEncoder:
@@ -56,7 +52,11 @@ class CrossEncoder:
         device: parallel.Device = None,
     ):
         self.config, self.tokenizer, self.settings, self.compute_dtype = config, tokenizer, settings, compute_dtype
-        self._check_length(self.max_length)
+        if not SHORTEST_PAIR <= self.max_length <= config.max_length:
+            raise InputError(
+                f"the maximum length {self.max_length} of a pair is not between {SHORTEST_PAIR} and the model's "
+                f"{config.max_length} positions"
+            )
         self.mesh = parallel.local_mesh(device)
         self.weights = jax.device_put(weights, parallel.replicated(self.mesh))
         computation = Computation.on(parallel.platform(self.mesh), config, compute_dtype)
@@ -117,31 +117,22 @@ class CrossEncoder:
         order = np.argsort(-scores, kind="stable")
         return hits(scores[order], order, passages)
 
-    def scores(
-        self,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        max_length: int | None = None,
-        batch_size: int | None = None,
-    ) -> np.ndarray:
+    def scores(self, queries: Sequence[str], passages: Sequence[str], batch_size: int | None = None) -> np.ndarray:
         """Scores of pairs, float32 [N], in their order.
 
         Args:
-            queries: of N pairs.
+            queries: of N pairs; those that are longer than `max_length` are cut (see `encode_pairs`).
             passages: of the same pairs.
-            max_length: of a pair in tokens; longer ones are cut (see `encode_pairs`). None takes the model's own.
             batch_size: pairs that each device scores at once where they are as long as may be; of shorter ones as
                 many more. None takes what suits the devices.
 
         Raises:
-            InputError: if the model has no positions for pairs so long, or a score is not finite.
+            InputError: if a score is not finite.
         """
-        if max_length is not None:
-            self._check_length(max_length)
         scores = np.empty(len(queries), np.float32)
         with jax.set_mesh(self.mesh), Progress("score", len(queries), "pairs") as progress:
             batch_size = batch_size or BATCH_SIZES[parallel.platform(self.mesh)]
-            batches = self._batches(queries, passages, max_length or self.max_length, batch_size)
+            batches = self._batches(queries, passages, batch_size)
             scored = ((rows, self._score(self.weights, *arrays)) for rows, arrays in batches)
             for rows, result in one_behind(scored):
                 scores[rows] = np.asarray(result)[: len(rows)]
@@ -153,18 +144,11 @@ class CrossEncoder:
             )
         return scores
 
-    def _check_length(self, max_length: int) -> None:
-        if not LEAST_LENGTH <= max_length <= self.config.max_length:
-            raise InputError(
-                f"the length {max_length} of a pair is not between {LEAST_LENGTH} and the model's "
-                f"{self.config.max_length} positions"
-            )
-
     def _batches(
-        self, queries: Sequence[str], passages: Sequence[str], max_length: int, batch_size: int
+        self, queries: Sequence[str], passages: Sequence[str], batch_size: int
     ) -> Iterator[tuple[np.ndarray, tuple[jax.Array, ...]]]:
         """Numbers of pairs of about the same length; their ids, lengths and first lengths."""
-        token_ids, lengths, first_lengths = encode_pairs(self.tokenizer, queries, passages, max_length)
+        token_ids, lengths, first_lengths = encode_pairs(self.tokenizer, queries, passages, self.max_length)
         pad_id = self.tokenizer.pad_token_id
-        for rows, filled, batch in by_length(token_ids, lengths, batch_size, max_length, pad_id, self.mesh.size):
+        for rows, filled, batch in by_length(token_ids, lengths, batch_size, self.max_length, pad_id, self.mesh.size):
             yield rows, jax.device_put((batch, lengths[filled], first_lengths[filled]), parallel.over_batch(self.mesh))

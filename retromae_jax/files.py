@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all, however a process ends, and read with what is wrong with them; locks."""
+"""Files, written whole or not at all, however a process ends, and read with what is wrong with them; locks."""
 
 import contextlib
 import fcntl
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from retromae_jax.errors import InputError, one_line
 
@@ -20,6 +22,25 @@ def replace(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.incomplete")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Writes a `.npy` file, which has its name when all of it is on disk.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, values)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror}; mend that and start the same command again: it goes on here"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ def scratch(directory: Path, setting: str, content: str) -> Iterator[Path]:
         InputError: if it cannot be written, or not all processes see it.
     """
     description = directory / "content"
-    if is_first() and not (description.is_file() and description.read_text(encoding="utf-8") == content):
+    if is_first() and not (description.is_file() and description.read_bytes() == content.encode()):
         shutil.rmtree(directory, ignore_errors=True)
     wait_for_all("scratch")
     try:

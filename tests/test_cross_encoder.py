@@ -82,7 +82,7 @@ def test_exported_directories_open_everywhere_with_equal_scores(exported, model,
     ours = CrossEncoder.from_pretrained(str(exported))
     assert ours.max_length == 20
     # 20 tokens cut some of the pairs.
-    scores = ours.scores(QUERIES, PASSAGES, 20, batch_size=8)
+    scores = ours.scores(QUERIES, PASSAGES, batch_size=8)
     assert np.ptp(scores) > 0.01
 
     with caplog.at_level(logging.WARNING):
@@ -122,16 +122,24 @@ def test_a_cross_encoder_of_the_packages_is_read(tmp_path, model, tokenizer):
     assert ours.max_length == 16
     pairs = list(zip(QUERIES, PASSAGES, strict=True))
     expected = theirs.predict(pairs, activation_fn=logit)
-    np.testing.assert_allclose(ours.scores(QUERIES, PASSAGES, 16, 8), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.scores(QUERIES, PASSAGES, 8), expected, atol=1e-5)
+
+
+def test_how_passages_become_texts_is_kept_and_can_be_changed(tmp_path, model, tokenizer):
+    config, weights = model
+    settings = EncoderSettings("cls", False, 20, titles=False, title_separator=" : ")
+    huggingface.save_cross_encoder(tmp_path / "one", config, weights, tokenizer, settings)
+    kept = CrossEncoder.from_pretrained(str(tmp_path / "one"), titles=None).settings
+    assert (kept.max_length, kept.titles, kept.title_separator) == (20, False, " : ")
+    changed = CrossEncoder.from_pretrained(str(tmp_path / "one"), max_length=9, titles=True).settings
+    assert (changed.max_length, changed.titles, changed.title_separator) == (9, True, " : ")
 
 
 def test_what_cannot_be_scored_is_refused(exported):
     for max_length in (7, 513):
-        with pytest.raises(InputError, match=f"the length {max_length} of a pair is not between 8 and the model's 512"):
+        with pytest.raises(InputError, match=f"the maximum length {max_length} of a pair is not between 8"):
             CrossEncoder.from_pretrained(str(exported), max_length=max_length)
     ours = CrossEncoder.from_pretrained(str(exported))
-    with pytest.raises(InputError, match="the length 1000 of a pair"):
-        ours.scores(QUERIES, PASSAGES, 1000)
     ours.weights = jax.tree.map(lambda x: x * np.nan, ours.weights)
     with pytest.raises(InputError, match="the score of pair 0 is not finite, of query"):
         ours.scores(QUERIES, PASSAGES)
@@ -140,15 +148,15 @@ def test_what_cannot_be_scored_is_refused(exported):
 def test_scores_depend_on_the_pair_alone(exported):
     ours = CrossEncoder.from_pretrained(str(exported))
     assert jax.device_count() == 8
-    together = ours.scores(QUERIES * 5, PASSAGES * 5, 20, batch_size=9)
-    alone = [ours.scores([query], [passage], 20, 1)[0] for query, passage in zip(QUERIES, PASSAGES, strict=True)]
+    together = ours.scores(QUERIES * 5, PASSAGES * 5, batch_size=9)
+    alone = [ours.scores([query], [passage], 1)[0] for query, passage in zip(QUERIES, PASSAGES, strict=True)]
     np.testing.assert_allclose(together.reshape(5, 4), np.tile(alone, (5, 1)), atol=1e-5)
-    assert ours.scores([], [], 20, 8).shape == (0,)
+    assert ours.scores([], [], 8).shape == (0,)
 
 
 def test_ranking_is_by_the_scores(exported):
     ours = CrossEncoder.from_pretrained(str(exported), device=jax.devices()[:1])
-    scores = ours.scores([QUERIES[0]] * 4, PASSAGES, 20, batch_size=4)
+    scores = ours.scores([QUERIES[0]] * 4, PASSAGES, batch_size=4)
     ranked = ours.rank(QUERIES[0], PASSAGES, batch_size=4)
     assert [hit.index for hit in ranked] == np.argsort(-scores).tolist()
     assert [hit.text for hit in ranked] == [PASSAGES[hit.index] for hit in ranked]

@@ -13,7 +13,7 @@ from configs import defaults
 from retromae_jax import hosts, parallel
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.retrieval import load_collection, read_negatives
-from retromae_jax.data.tokenization import encode_pairs
+from retromae_jax.data.tokenization import SHORTEST_PAIR, encode_pairs
 from retromae_jax.errors import exits_on_input_error
 from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import EncoderSettings
@@ -47,7 +47,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
         problems += [
             checks.one_encoder(config, start.source),
             checks.vocabulary(start.tokenizer, start.bert),
-            checks.positions("max_length", config.max_length, start.bert, shortest=8),
+            checks.positions("max_length", config.max_length, start.bert, SHORTEST_PAIR),
             checks.attention(config, start.bert),
             checks.room(config, start.bert),
         ]

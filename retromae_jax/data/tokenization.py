@@ -110,6 +110,10 @@ def _padded(encoded: Sequence[list[int] | np.ndarray], max_length: int, pad_id: 
     return token_ids, lengths
 
 
+# The shortest that pairs may be cut to, in tokens: beside up to four special ones, some of each text are left.
+SHORTEST_PAIR = 8
+
+
 def encode_pairs(
     tokenizer: "PreTrainedTokenizerBase", queries: Sequence[str], passages: Sequence[str], max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

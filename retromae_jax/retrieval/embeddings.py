@@ -186,7 +186,7 @@ def encode_to_disk(
     encoded = encode_windows(encoder, texts, kind, windows, batch_size)
     for window, vectors in zip(windows, encoded, strict=True):
         stored = _stored(vectors, dtype, passages.ids, window.start)
-        write_array(_shard(directory, description, window.start // WINDOW), stored)
+        files.write_array(_shard(directory, description, window.start // WINDOW), stored)
     hosts.wait_for_all("embeddings written")
     return sum(_rows(description, number) for number in missing.tolist())
 
@@ -208,7 +208,7 @@ def store(
     _begin(directory, description, ids)
     for number, vectors in enumerate(shards):
         stored = _stored(vectors, description["dtype"], ids, number * description["texts_per_shard"])
-        write_array(_shard(directory, description, number), stored)
+        files.write_array(_shard(directory, description, number), stored)
 
 
 def missing_shards(directory: Path, description: Mapping[str, Any]) -> list[int]:
@@ -318,22 +318,3 @@ def _stored(vectors: np.ndarray, dtype: str, ids: pa.LargeStringArray, start: in
             problem = f"has numbers that {dtype} has not; store embeddings in bfloat16 or float32"
         raise InputError(f"the embedding of {shown(ids[start + row].as_py())} {problem}")
     return stored.view(np.uint16) if dtype == "bfloat16" else stored
-
-
-def write_array(path: Path, values: np.ndarray) -> None:
-    """Writes a `.npy` file, which has its name when all of it is on disk.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            np.save(file, values)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written: {error.strerror}; mend that and start the same command again: it goes on here"
-        ) from error

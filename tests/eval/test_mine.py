@@ -90,7 +90,15 @@ def test_runs_that_cannot_be_used_are_refused(lines, message, collection, tmp_pa
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--from-rank 3 --to-rank 2", "--margin -1", "--negatives 0", "--bm25", "--pooling cls", "--search flat"],
+    [
+        "--from-rank 3 --to-rank 2",
+        "--margin -1",
+        "--negatives 0",
+        "--bm25",
+        "--pooling cls",
+        "--search flat",
+        "--batch-size 3",
+    ],
 )
 def test_wrong_arguments(arguments, collection, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -176,6 +176,31 @@ def test_stored_embeddings_are_searched_if_they_are_of_this_model_and_collection
     assert "count (there 4, here 5); corpus with other content" in capsys.readouterr().err
 
 
+def test_a_killed_command_goes_on_with_its_embeddings(collection, calls, tmp_path, monkeypatch):
+    command = f"--model m --collection {collection} --output {tmp_path / 'o'}".split()
+    with monkeypatch.context() as patch:
+
+        def killed(*arguments):
+            raise KeyboardInterrupt
+
+        patch.setattr(eval.retriever.Retriever, "search_on_all_hosts", killed)
+        with pytest.raises(SystemExit):
+            main(command)
+    assert "pets cats purr" in calls and "cats purr" not in calls
+    calls.clear()
+    main(command)
+    assert set(calls[1:]) == {"cats purr", "apples fall fruit"}
+    assert read(tmp_path / "o").metrics["metrics"]["MRR@10"] == 1.0
+    assert not (tmp_path / "o" / ".embeddings").exists()
+    # Others are made anew.
+    with monkeypatch.context() as patch:
+        patch.setattr(eval.retriever.Retriever, "search_on_all_hosts", killed)
+        with pytest.raises(SystemExit):
+            main(command)
+    main([*command, "--no-titles"])
+    assert "dogs bark bark" in calls
+
+
 def encode_to_disk_of(collection, directory):
     """The fixture's embeddings of a collection, stored."""
     encoder = eval.retriever.Encoders.from_pretrained("m", "float32", None, "jax").passage

@@ -38,12 +38,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
     class CrossEncoder:
         digest, compute_dtype = "0123", "float32"
+        titles = True  # what it says of itself
 
         @classmethod
         def from_pretrained(cls, model, compute_dtype, **changes):
             calls.append(("model", model, compute_dtype))
             model = cls()
-            model.settings = EncoderSettings("cls", False, 24).changed(**changes)
+            model.settings = EncoderSettings("cls", False, 24, titles=cls.titles).changed(**changes)
             return model
 
         def scores(self, queries, passages, batch_size):
@@ -119,14 +120,18 @@ def test_scores_of_a_killed_run_are_not_made_again(collection, calls, tmp_path, 
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["scores.tsv"]
 
 
-def test_titles_stand_where_the_model_learnt_them(collection, calls, tmp_path):
-    """The collection's passages have titles."""
+def test_titles_stand_where_the_model_learnt_them(collection, calls, tmp_path, monkeypatch):
+    """The query is of a word in a passage's title, and of one in its text."""
+    queries = collection / "queries.dev.tsv"
+    queries.write_text(queries.read_text().replace("10\t", "10\tpets ", 1))
     found = []
-    for option in ("", "--no-titles"):
-        output = tmp_path / f"o{option}"
+    for learnt, option in ((True, ""), (True, "--no-titles"), (False, ""), (False, "--titles")):
+        monkeypatch.setattr(eval.rerank.CrossEncoder, "titles", learnt)
+        output = tmp_path / f"o{learnt}{option}"
         main(f"--model m --collection {collection} --run {tmp_path / 'run.trec'} --output {output} {option}".split())
-        found.append(json.loads((output / "metrics.json").read_text())["titles"])
-    assert found == [True, False]
+        scores = dict(line.rsplit("\t", 1) for line in (output / "scores.tsv").read_text().splitlines())
+        found.append((json.loads((output / "metrics.json").read_text())["titles"], float(scores["10\t0"])))
+    assert found == [(True, 2.5), (False, 1.5), (False, 1.5), (True, 2.5)]
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,9 @@ def test_training_resumes_exports_and_reranks(trained, config, collection, tmp_p
     export(str(run), exported)
     queries, passages = WORDS[:3], ["A text about dogs.", "Nothing", "apples " * 50]
     ours = CrossEncoder.from_pretrained(str(run))
-    scores = ours.scores(queries, passages, ours.max_length, batch_size=8)
+    scores = ours.scores(queries, passages, batch_size=8)
     assert ours.max_length == config.max_length
-    np.testing.assert_array_equal(CrossEncoder.from_pretrained(str(exported)).scores(queries, passages, 32, 8), scores)
+    np.testing.assert_array_equal(CrossEncoder.from_pretrained(str(exported)).scores(queries, passages, 8), scores)
     theirs = sentence_transformers.CrossEncoder(str(exported), device="cpu")
     np.testing.assert_allclose(theirs.predict(list(zip(queries, passages, strict=True))), scores, atol=1e-5)
 
@@ -125,6 +125,14 @@ def test_training_resumes_exports_and_reranks(trained, config, collection, tmp_p
         written[query, passage] = float(score)
     pair = theirs.predict([("what are cats", "A longer text about cats and nothing else.")])
     assert written["q0", "p0"] == pytest.approx(float(pair[0]), abs=1e-5)
+
+
+def test_the_model_says_whether_it_learnt_with_titles(config, tmp_path):
+    config.titles, config.num_steps = False, 2
+    rerank(config)
+    export(config.workdir, tmp_path / "exported")
+    for model in (config.workdir, tmp_path / "exported"):
+        assert CrossEncoder.from_pretrained(str(model)).settings.titles is False
 
 
 def test_it_starts_from_encoders_and_from_cross_encoders(trained, minilm_directory):
