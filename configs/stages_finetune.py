@@ -20,8 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.collection = "data/collection"
     config.group_size = 4
     config.batch_size = 16
-    config.num_steps = 60
-    config.learning_rate = 1e-4
+    config.num_steps = 120
+    config.learning_rate = 5e-4
     config.query_max_length = 24
     config.passage_max_length = 64
     config.compute_dtype = "float32"  # many processors have no instructions for bfloat16
@@ -29,5 +29,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.temperature = 0.05
     config.shape_buckets = 4  # compiling more numbers of rows would take longer than the padding
     config.log_every = 10
-    config.checkpoint_every = 30
+    config.checkpoint_every = 60
     return tiny_finetuning(config) if defaults.is_tiny(variant) else config

@@ -2,8 +2,8 @@
 
     make stages DATA=data/collection
 
-It learns from the negatives that the fine-tuned encoder mined, and starts where pretraining did: what pretraining
-teaches is a sentence embedding, which a cross-encoder has no use for. A quarter of an hour on 2 cores.
+It learns from the negatives that the fine-tuned encoder mined, and starts from all layers of the checkpoint, of which
+the encoders have the first two: a teacher should know more. A quarter of an hour on 2 cores.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,9 @@ from pathlib import Path
 # Before anything imports JAX.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Small programs: compiling them takes longer than running them, so the compiler is told not to try hard.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -25,6 +27,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from retromae_jax import hosts
 
+# For processes that tests start, which have one device where they do not ask for more.
+FAST_COMPILING = os.environ["XLA_FLAGS"].removeprefix("--xla_force_host_platform_device_count=8 ")
 SHARED = Path(os.environ.get("RETROMAE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
 

@@ -13,6 +13,7 @@ from benchmarks.rounds import compare
 from benchmarks.texts import load_texts, neighbours_score
 from benchmarks.worker import EncodingTask
 from retromae_jax.data.tokenization import load_tokenizer
+from tests.conftest import FAST_COMPILING
 
 
 def test_the_score_of_neighbours_is_a_mean_of_inner_products():
@@ -48,7 +49,7 @@ def test_the_peak_is_a_processs_own():
 @pytest.mark.long
 def test_all_systems_compute_the_same(minilm_directory, tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device
+    monkeypatch.setenv("XLA_FLAGS", FAST_COMPILING)  # one device
     words = ["heart", "blood", "bone", "liver", "lung", "muscle", "pumps", "cleans", "carries"]
     lines = [{"_id": str(n), "text": " ".join(words[n % 4 : n % 5 + 5] * (n % 3 + 2))} for n in range(12)]
     (tmp_path / "medquad").mkdir()

@@ -9,6 +9,7 @@ from benchmarks.rounds import compare
 from benchmarks.texts import load_groups
 from benchmarks.worker import FinetuningTask
 from retromae_jax.errors import InputError
+from tests.conftest import FAST_COMPILING
 
 TEXTS = [
     "the heart pumps blood through the body",
@@ -83,7 +84,7 @@ def test_ratios_are_taken_within_each_round_and_losses_side_by_side():
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_both_systems_compute_the_same_losses(minilm_directory, data, monkeypatch, tmp_path, chunk):
     pytest.importorskip("sentence_transformers")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device
+    monkeypatch.setenv("XLA_FLAGS", FAST_COMPILING)  # one device
     task = FinetuningTask(
         texts=load_groups("squad_dev", data, 8, group_size=2, seed=0),
         batch_size=4,

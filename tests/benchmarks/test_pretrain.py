@@ -10,6 +10,7 @@ from benchmarks.texts import load_texts
 from benchmarks.worker import PretrainingTask
 from retromae_jax.data.tokenization import load_tokenizer
 from retromae_jax.errors import InputError
+from tests.conftest import FAST_COMPILING
 
 SENTENCE = "the heart pumps blood through the body and cardiomyopathy weakens its muscle"
 WORDS = SENTENCE.split()
@@ -53,7 +54,7 @@ def test_missing_texts_are_named(data, minilm_directory, capsys):
 @pytest.mark.long
 def test_systems_train_on_the_same_texts_in_turns(minilm_directory, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device
+    monkeypatch.setenv("XLA_FLAGS", FAST_COMPILING)  # one device
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     task = PretrainingTask(
         texts=TEXTS[:6],

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.conftest import FAST_COMPILING
 from train import demo_data
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def test_commands_of(document, demo, tmp_path):
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         # One device, as most readers have, and not these tests' eight.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": FAST_COMPILING,
         "HF_HUB_OFFLINE": "1",
     }
     for block in to_run(document):

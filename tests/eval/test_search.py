@@ -15,6 +15,7 @@ import eval.search
 from eval.search import main
 from retromae_jax import logging
 from retromae_jax.models.pooling import EncoderSettings
+from tests.conftest import FAST_COMPILING
 
 WORDS = ["cats", "purr", "dogs", "bark", "apples", "fall", "fruit", "pets"]
 
@@ -115,7 +116,7 @@ def test_through_a_pipe(minilm_directory, tmp_path):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": FAST_COMPILING},
         timeout=300,
     )
     assert finished.returncode == 0, finished.stderr

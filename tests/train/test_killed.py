@@ -15,6 +15,7 @@ import pytest
 from configs import masked_lm
 from retromae_jax.checkpoints.directory import UNFINISHED
 from retromae_jax.checkpoints.train_state import Run
+from tests.conftest import FAST_COMPILING
 from train import demo_data
 from train.prepare import prepare
 
@@ -47,7 +48,7 @@ def data(tmp_path_factory, demo_packages):
 
 def start(directory, num_steps):
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": FAST_COMPILING,
         "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),

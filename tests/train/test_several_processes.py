@@ -27,6 +27,7 @@ from retromae_jax.models.parameters import initialize
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.reranking import Reranking
 from retromae_jax.retrieval import embeddings
+from tests.conftest import FAST_COMPILING
 from train import demo_data
 from train.export import export_run
 from train.finetune import finetune
@@ -112,7 +113,7 @@ def start(directory, processes, devices, script, *flags):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": FAST_COMPILING,
         "PJRT_NPROC": "16",  # with fewer threads than devices, collectives of gloo wait for each other forever
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),
     }
