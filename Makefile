@@ -75,8 +75,9 @@ demo: demo-data
 # on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning with what was mined; a cross-encoder; its
 # scores; fine-tuning with those. The encoder begins as the first two layers of the demo's checkpoint, which are no
 # retriever, the cross-encoder as all six. The fine-tunings differ in init, negatives and scores, and in nothing else.
-# Each query comes once at most, so a group's negatives are all that are drawn. Learnt and mined is from the split train
-# alone, and of that from the first 3,000 lines: the steps need no more, and the cross-encoder scores each.
+# Each query comes once at most, so a group's negatives are all that are drawn; the few queries of which the margin has
+# left too few have no scores to learn from. Learnt and mined is from the split train alone, and of that from the first
+# 3,000 lines: the steps need no more, and the cross-encoder scores each.
 STAGES := runs/stages
 STAGES_DATA := build/stages/collection
 STAGES_INIT := build/stages/checkpoint
@@ -110,7 +111,7 @@ stages: demo-data
 		--config.negatives $(STAGES)/mined_negatives.tsv
 	$(STAGES_SCORE) --split train --pairs $(STAGES)/mined_negatives.tsv --output $(STAGES)/teacher
 	$(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv --config.workdir $(STAGES)/distilled \
-		--config.teacher_scores $(STAGES)/teacher/scores.tsv
+		--config.teacher_scores $(STAGES)/teacher/scores.tsv --config.missing_scores drop_query
 	$(RUN) -m eval.bm25 --collection $(STAGES_DATA) --split test --depth 100 --output $(STAGES)/eval/bm25
 	$(STAGES_EVALUATE) --model $(STAGES)/not_pretrained --output $(STAGES)/eval/not_pretrained
 	$(STAGES_EVALUATE) --model $(STAGES)/bm25_negatives --embeddings $(STAGES)/embeddings \
