@@ -94,6 +94,7 @@ stages: demo-data
 	mkdir -p $(STAGES_INIT)
 	cp -r build/demo/checkpoint/. $(STAGES_INIT)
 	sed 's/"num_hidden_layers": 6/"num_hidden_layers": 2/' build/demo/checkpoint/config.json > $(STAGES_INIT)/config.json
+	grep -q '"num_hidden_layers": 2' $(STAGES_INIT)/config.json
 	$(RUN) -m train.prepare --config configs/demo.py --config.sources $(DATA)/corpus.jsonl --config.data build/stages/blocks
 	$(RUN) -m train.pretrain --config configs/demo.py --config.sources $(DATA)/corpus.jsonl \
 		--config.data build/stages/blocks --config.workdir $(STAGES)/pretrained --config.init $(STAGES_INIT) \

@@ -91,8 +91,8 @@ PRETRAINING = {
     "evaluate_every": (1000, "steps between measurements on the held-out text"),
     "probe_collection": (
         "",
-        "retrieval probe: a collection like those that train.finetune reads, in which the encoder is measured while it "
-        "is trained (nDCG@10, MRR@10); empty for none",
+        "retrieval probe: a BEIR or MS MARCO directory, in which the encoder is measured while it is trained (nDCG@10, "
+        "MRR@10); empty for none",
     ),
     "probe_split": ("dev", "which qrels of probe_collection"),
     "probe_every": (1000, "steps between probes"),
@@ -217,10 +217,8 @@ FINETUNING = {
 
 RERANKING = {
     **_OF_EVERY_TRAINING,
-    **{
-        key: FINETUNING[key]
-        for key in ("titles", "collection", "split", "negatives", "negatives_depth", "learning_rate")
-    },
+    **{key: FINETUNING[key] for key in ("titles", "split", "negatives", "negatives_depth", "learning_rate")},
+    "collection": ("", "BEIR directory, or directory with MS MARCO's collection.tsv, queries and qrels files"),
     "max_length": (256, "tokens of query and passage together, special ones included; the passage's end is cut off"),
     "group_size": (8, "passages per query: one positive, the rest negatives"),
     "batch_size": (32, FINETUNING["batch_size"][1]),

@@ -4,7 +4,8 @@
 
 All its fine-tunings take as many steps with this recipe, and differ in `--config.init` (the pretrained encoder, or the
 one that pretraining began with), `--config.negatives` (BM25's, or mined with the encoder of the stage before) and
-`--config.teacher_scores` only, so that the table at the end tells what those are worth. Minutes each on 2 cores.
+`--config.teacher_scores` (queries without are left out) only, so that the table at the end tells what those are worth.
+Minutes each on 2 cores.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     make stages DATA=data/collection
 
 It learns from the negatives that the fine-tuned encoder mined, and starts from all layers of the checkpoint, of which
-the encoders have the first two: a teacher should know more. A quarter of an hour on 2 cores.
+the encoders have the first two: a teacher should know more. 10 to 20 minutes on 2 cores.
 """
 
 from ml_collections import ConfigDict

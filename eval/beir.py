@@ -207,13 +207,13 @@ def _evaluate(
         scores, indices = encoder.search_on_all_hosts(queries, arguments.depth + 1, directory)
         seconds = {"encode": encoded - started, "search": time.monotonic() - encoded}
         hosts.wait_for_all("found")
-    if not hosts.is_first():
-        return None
-    found = without_own(scores, indices, own)
-    learnt = {OWN_LEFT_OUT: int(np.sum(own >= 0))}
-    if RECALL in encoder.settings:  # what an approximate search found of what there was
-        learnt[RECALL] = encoder.settings[RECALL]
-    report(collection, found, output, system, arguments.titles, {**settings, **learnt}, seconds)
+        if not hosts.is_first():
+            return None
+        found = without_own(scores, indices, own)
+        learnt = {OWN_LEFT_OUT: int(np.sum(own >= 0))}
+        if RECALL in encoder.settings:  # what an approximate search found of what there was
+            learnt[RECALL] = encoder.settings[RECALL]
+        report(collection, found, output, system, arguments.titles, {**settings, **learnt}, seconds)
     return read_json(output / "metrics.json")
 
 

@@ -58,9 +58,9 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
         found = encoder.search_on_all_hosts(list(collection.queries.values()), arguments.depth, directory)
         seconds = {"encode": encoded - started, "search": time.monotonic() - encoded}
         hosts.part()
-    if not hosts.is_first():
-        return None
-    scores = report(collection, found, output, system, encoder.titles, encoder.settings, seconds)
+        if not hosts.is_first():
+            return None
+        scores = report(collection, found, output, system, encoder.titles, encoder.settings, seconds)
     if len(collection.passages) == published.MSMARCO_PASSAGES and collection.split in published.MSMARCO:
         is_titled = encoder.titles and collection.passages.is_titled
         print(

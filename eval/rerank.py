@@ -110,18 +110,18 @@ def evaluate(arguments: argparse.Namespace) -> Scores | None:
             return None
         seconds = {"score": time.monotonic() - started}
         write_lines(output / "scores.tsv", lines(files))
-    if arguments.run is None:
-        say(f"scores: {output / 'scores.tsv'}")
-        return None
-    settings = {
-        "model": arguments.model,
-        "run": str(arguments.run),
-        "max_length": own.max_length,
-        "title_separator": own.title_separator,
-        "batch_size": arguments.batch_size,
-        "compute_dtype": arguments.compute_dtype,
-    }
-    return report(collection, (scores, indices), output, system, own.titles, settings, seconds, before)
+        if arguments.run is None:
+            say(f"scores: {output / 'scores.tsv'}")
+            return None
+        settings = {
+            "model": arguments.model,
+            "run": str(arguments.run),
+            "max_length": own.max_length,
+            "title_separator": own.title_separator,
+            "batch_size": arguments.batch_size,
+            "compute_dtype": arguments.compute_dtype,
+        }
+        return report(collection, (scores, indices), output, system, own.titles, settings, seconds, before)
 
 
 def _content(cross_encoder: CrossEncoder, collection: Collection, candidates: Sequence[np.ndarray]) -> str:

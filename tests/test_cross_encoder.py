@@ -137,7 +137,9 @@ def test_how_passages_become_texts_is_kept_and_can_be_changed(tmp_path, model, t
 
 def test_what_cannot_be_scored_is_refused(exported):
     for max_length in (7, 513):
-        with pytest.raises(InputError, match=f"the maximum length {max_length} of a pair is not between 8"):
+        with pytest.raises(
+            InputError, match=f"the maximum length {max_length} of a pair is not between 8 and the model's 512"
+        ):
             CrossEncoder.from_pretrained(str(exported), max_length=max_length)
     ours = CrossEncoder.from_pretrained(str(exported))
     ours.weights = jax.tree.map(lambda x: x * np.nan, ours.weights)

@@ -120,6 +120,35 @@ def test_scores_of_a_killed_run_are_not_made_again(collection, calls, tmp_path, 
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["scores.tsv"]
 
 
+@pytest.mark.parametrize(
+    "options, digest, again",
+    [
+        ("", "0123", False),
+        ("", "4567", True),
+        ("--max-length 9", "0123", True),
+        ("--no-titles", "0123", True),
+        ("--depth 1", "0123", True),
+    ],
+)
+def test_scores_are_kept_until_they_are_reported_if_they_are_of_the_same(
+    collection, calls, tmp_path, monkeypatch, options, digest, again
+):
+    command = f"--model m --collection {collection} --run {tmp_path / 'run.trec'} --output {tmp_path / 'o'}"
+    with monkeypatch.context() as patch:
+
+        def killed(*arguments):
+            raise KeyboardInterrupt
+
+        patch.setattr(eval.rerank, "report", killed)
+        with pytest.raises(SystemExit):
+            main(command.split())
+    calls.clear()
+    monkeypatch.setattr(eval.rerank.CrossEncoder, "digest", digest)
+    main(f"{command} {options}".split())
+    assert any(call[0] != "model" for call in calls) == again
+    assert (tmp_path / "o" / "metrics.json").is_file() and not (tmp_path / "o" / ".scores").exists()
+
+
 def test_titles_stand_where_the_model_learnt_them(collection, calls, tmp_path, monkeypatch):
     """The query is of a word in a passage's title, and of one in its text."""
     queries = collection / "queries.dev.tsv"

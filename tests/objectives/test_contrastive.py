@@ -130,26 +130,36 @@ def step_of(objective, devices):
 
 
 @functools.cache
-def trained(devices, steps=3, texts_per_row=1, encoder=TIED, temperature=0.1, **settings):
+def trained(devices, steps=3, texts_per_row=1, encoder=TIED, temperature=0.1, queries=QUERIES, group=GROUP, **settings):
     """Losses of some steps on one batch, and the parameters after them."""
     objective = Distillation(CONFIG, encoder, temperature=temperature, **settings)
     step, state = step_of(objective, devices)
-    batch, losses = random_batch(devices, texts_per_row=texts_per_row), []
+    batch, losses = random_batch(devices, queries, group, texts_per_row=texts_per_row), []
     for _ in range(steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, {name: np.asarray(value) for name, value in state.parameters.items()}
 
 
-@pytest.mark.parametrize("pooling, devices, chunk", [("cls", 1, 5), ("cls", 8, 1), ("mean", 1, 0)])
-def test_devices_rows_and_chunks_change_nothing(pooling, devices, chunk):
+@pytest.mark.parametrize(
+    "pooling, devices, chunk, queries, group",
+    [
+        ("cls", 1, 5, QUERIES, GROUP),
+        ("cls", 8, 1, QUERIES, GROUP),
+        ("mean", 1, 0, QUERIES, GROUP),
+        ("cls", 1, 8, 128, 8),
+    ],
+)
+def test_devices_rows_and_chunks_change_nothing(pooling, devices, chunk, queries, group):
     """Passages of all devices are negatives, gradients flow back through the gathering, and dropout is the same.
 
     On one device there are 48 texts in about 12 rows; chunks of 5 leave them in parts of 4, the last filled up.
     """
+    assert CONFIG.hidden_dropout_prob > 0 and CONFIG.attention_probs_dropout_prob > 0
     encoder = dataclasses.replace(TIED, pooling=pooling)
-    expected = trained(8, encoder=encoder)
-    found = trained(devices, encoder=encoder, texts_per_row=4, gradient_cache_chunk=chunk)
+    batch = {"encoder": encoder, "queries": queries, "group": group}
+    expected = trained(8, **batch)
+    found = trained(devices, texts_per_row=4, gradient_cache_chunk=chunk, **batch)
     assert expected[0][2] < expected[0][0]
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for name, value in expected[1].items():

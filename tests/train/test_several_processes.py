@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -87,6 +88,11 @@ def run_stages(stages):
         config.update(STEPS | {"workdir": "finetuned", "init": "pretrained"} | rows)
         finetune(config)
         export_run(config.workdir)
+    if "published_batch" in stages:
+        config = msmarco.get_config("tiny")
+        sizes = {"batch_size": 128, "group_size": 8, "gradient_cache_chunk": 8 if jax.device_count() == 1 else 0}
+        config.update(STEPS | {"workdir": "published_batch", "init": "pretrained"} | sizes)
+        finetune(config)
     if "searched" in stages:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hosts, "part", lambda: hosts.wait_for_all("more to come"))
@@ -319,6 +325,23 @@ def test_disagreement_is_refused_everywhere_and_the_loss_of_a_process_ends_the_o
     assert f"the others end within {lost_after} s" in errors
     assert "Task 1 heartbeat timeout" in errors or "stopped sending heartbeats):\n1\n" in errors
     lost.communicate()
+
+
+@pytest.mark.long
+def test_the_published_batch_trains_alike_in_chunks_on_eight_devices_and_on_two_hosts(runs, data, tmp_path):
+    """128 queries x 8 passages: on eight devices at once, on one in chunks of 8 rows, on two processes with four."""
+    found = []
+    for processes, devices in ((1, 8), (1, 1), (2, 4)):
+        directory = tmp_path / f"{processes}x{devices}"
+        directory.mkdir()
+        with_links(directory, data)
+        (directory / "pretrained").symlink_to(runs[0] / "pretrained")
+        finish(start(directory, processes, devices, STAGES.format(stages=("published_batch",))))
+        found.append((metrics_of(directory / "published_batch"), parameters_of(directory / "published_batch")))
+    (expected_metrics, expected), *others = found
+    for metrics, values in others:
+        assert_same_metrics(metrics, expected_metrics, 1e-5)
+        assert_same_arrays(values, expected, 1e-5)
 
 
 @pytest.mark.long
