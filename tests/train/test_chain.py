@@ -79,9 +79,15 @@ def test_from_text_to_a_distilled_encoder_and_a_cross_encoder(run):
     run("eval.mine", *mining, *on_collection, "--output", "mined_negatives.tsv")
     mined = checked(Path("mined_negatives.tsv"))
     assert mined.keys() == judged.keys() and {len(ids) for ids in mined.values()} == {3}
-    run("train.finetune", recipe="msmarco", workdir="second", negatives="mined_negatives.tsv", **finetuning)
+    nested = {"matryoshka_dims": "32,8", **finetuning}
+    run("train.finetune", recipe="msmarco", workdir="second", negatives="mined_negatives.tsv", **nested)
     evaluated = (*short, *on_collection, "--split", "test", "--depth", 100)
     run("eval.msmarco", "--model", "second", *evaluated, "--output", "eval/second")
+    run("eval.msmarco", "--model", "second", *evaluated, "--dimension", 8, "--output", "eval/second_short")
+    short_settings = json.loads(Path("eval", "second_short", "metrics.json").read_text())["settings"]
+    assert short_settings["dimension"] == 8
+    runs = [Path("eval", name, "run.trec").read_text() for name in ("second", "second_short")]
+    assert runs[0] != runs[1]
 
     run("train.rerank", recipe="rerank", workdir="reranker", negatives="mined_negatives.tsv", **finetuning)
     run("train.export", "--from", "reranker", "--to", "exported/reranker")
@@ -103,7 +109,7 @@ def test_from_text_to_a_distilled_encoder_and_a_cross_encoder(run):
     run("eval.msmarco", "--model", "exported/distilled", *evaluated, "--output", "eval/distilled")
 
     queries = load_collection("build/demo/collection", "test").queries
-    for name, depth in (("second", 100), ("reranked", 10), ("distilled", 100)):
+    for name, depth in (("second", 100), ("second_short", 100), ("reranked", 10), ("distilled", 100)):
         found = [line.split()[0] for line in Path("eval", name, "run.trec").read_text().splitlines()]
         assert {query: found.count(query) for query in queries} == dict.fromkeys(queries, depth)
         measured = json.loads(Path("eval", name, "metrics.json").read_text())

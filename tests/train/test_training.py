@@ -413,6 +413,12 @@ def test_distillation_learns_from_a_teachers_scores(pretrained, tmp_path):
     # A group of 8 has random passages, which nobody scored.
     with pytest.raises(InputError, match=r"teacher_scores: .* random passages .* set --config\.missing_scores"):
         finetune(recipe("never", group_size=8))
+    with pytest.raises(InputError, match="no query is left"):
+        finetune(recipe("never", group_size=8, missing_scores="drop_query"))
+    finetune(recipe("dropped", group_size=8, missing_scores="drop_passage"))
+    # The random passages are in the contrastive loss alone, which is of 8 instead of 2 passages for each query.
+    dropped, whole = (metrics_of(tmp_path / name)[0]["contrastive_loss"] for name in ("dropped", "run"))
+    assert dropped > whole + 0.2
     with pytest.raises(InputError, match="7 problem") as error:
         wrong = {"group_size": 1, "missing_scores": "drop", "matryoshka_dims": (33,), "distillation_loss": "kl"}
         finetune(recipe("never", negatives=("none.tsv",), temperature=0.0, attention="none", **wrong))
