@@ -14,7 +14,7 @@ TAB passage-id` or `query-id TAB passage-id,passage-id,...` as `eval.mine` write
 
 On several hosts, each scores its share of the pairs and the first writes, where all see it. Killed and started again,
 the command goes on with the pairs that have no score yet, on any number of hosts. Memory holds the number of each
-pair's passage, 8 bytes, and its score, 4 bytes.
+pair's passage, 8 bytes, and its score, 4 bytes; of a run, which is measured, too, some 150 bytes for each line.
 """
 
 import argparse

@@ -88,7 +88,7 @@ class _Ids:
         """The id of a text; raises a BadLineError if it is another text's."""
         digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=16).digest()
         if identifier is None:
-            identifier = self._numbers.setdefault(digest, f"n{len(self._digests)}")
+            identifier = self._numbers.setdefault(digest, self._free_id())
         if identifier not in self._digests:
             self._digests[identifier] = digest
             self._file.write(json.dumps({"_id": identifier, **fields}, ensure_ascii=False) + "\n")
@@ -98,6 +98,12 @@ class _Ids:
                 "each for itself, convert them one by one, else mend the line"
             )
         return identifier
+
+    def _free_id(self) -> str:
+        number = len(self._digests)
+        while f"n{number}" in self._digests:  # a text's own id
+            number += 1
+        return f"n{number}"
 
     def __len__(self) -> int:
         return len(self._digests)

@@ -101,6 +101,14 @@ def test_an_id_is_of_one_text(tmp_path, query, passage, clashing):
     assert not (tmp_path / "out").exists()
 
 
+def test_made_up_ids_pass_over_those_of_texts(tmp_path):
+    passage = {"docid": "n1", "text": "Cats purr."}
+    known = {"query_id": "q", "query": "cats", "positive_passages": [passage]}
+    convert([written(tmp_path / "a.jsonl", known, {"query": "dogs", "positive": "Dogs bark."})], tmp_path / "out")
+    corpus = [json.loads(line) for line in (tmp_path / "out" / "corpus.jsonl").read_text().splitlines()]
+    assert [text["_id"] for text in corpus] == ["n1", "n2"]
+
+
 def test_what_is_there_is_not_overwritten(tmp_path):
     file = written(tmp_path / "train.jsonl", {"query": "x", "positive": "y"})
     with pytest.raises(InputError, match="choose another --to"):
