@@ -39,7 +39,8 @@ def pretraining(tmp_path, model_type, model_type_tokenizer):
     config.data, config.workdir = str(tmp_path / "blocks"), str(tmp_path / "run")
     config.tokenizer, config.workers = str(model_type_tokenizer), 1
     with config.model.unlocked():
-        config.model.update({"model_type": model_type, "vocab_size": 500, "max_position_embeddings": 34})
+        sizes = {"vocab_size": 500, "max_position_embeddings": 34, "num_hidden_layers": 1}
+        config.model.update({"model_type": model_type} | sizes)
     config.num_steps = 3
     prepare(config)
     return config
