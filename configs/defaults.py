@@ -185,8 +185,8 @@ FINETUNING = {
     "temperature": (1.0, "scores are divided by this before the softmax"),
     "mask_false_negatives": (
         True,
-        "keep passages that are relevant to a query, but came into the batch for another, out of its softmax; the "
-        "original code takes them as negatives",
+        "keep passages that are relevant to a query, but came into the batch for another, out of its softmax, and "
+        "count a passage that is in the batch several times once; the original code takes all as negatives",
     ),
     "gradient_cache_chunk": (
         0,

@@ -28,7 +28,7 @@ from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.files import read_json, read_json_lines
 from retromae_jax.logging import METRICS, read_metrics, say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores
-from retromae_jax.retrieval.runs import write_lines
+from retromae_jax.retrieval.runs import read_run, write_lines
 from retromae_jax.retrieval.significance import Difference, adjusted, differences
 
 QUERIES, CHARACTERS = 3, 80
@@ -179,13 +179,20 @@ def _check_comparable(found: dict[str, Evaluation]) -> None:
                 f"{first.directory} and {one.directory} are of different queries and cannot be compared; run both "
                 "evaluations again"
             )
-    own = {name: one.description.get("settings", {}).get(OWN_LEFT_OUT, 0) for name, one in found.items()}
-    if len(set(own.values())) > 1:
-        without = ", ".join(name for name, count in own.items() if count)
+    without = [name for name, one in found.items() if one.description.get("settings", {}).get(OWN_LEFT_OUT)]
+    # Runs of what another run found, as of a reranking, may be without them, too.
+    others = [name for name in found if name not in without and _has_own_passages(found[name])] if without else []
+    if others:
         say(
-            f"warning: passages with their query's own id, as ArguAna and Quora have them, are left out of {without} "
-            "alone; differences from the others mean little"
+            f"warning: passages with their query's own id, as ArguAna and Quora have them, are left out of "
+            f"{', '.join(without)} and not of {', '.join(others)}; differences between these mean little"
         )
+
+
+def _has_own_passages(evaluation: Evaluation) -> bool:
+    """Whether its run has a passage with its query's id."""
+    path = evaluation.directory / RUN
+    return path.is_file() and any(query in scores for query, scores in read_run(path).items())
 
 
 def _comparable(found: dict[str, Evaluation]) -> list[str]:

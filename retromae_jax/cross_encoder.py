@@ -140,7 +140,8 @@ class CrossEncoder:
         if not np.isfinite(scores).all():
             pair = int(np.argmin(np.isfinite(scores)))
             raise InputError(
-                f"the score of pair {pair} is not finite, of query {shown(queries[pair])}; check the model's weights"
+                f"the score of the passage {shown(passages[pair])} for the query {shown(queries[pair])} is not finite; "
+                "check the model's weights"
             )
         return scores
 

@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from retromae_jax import logging
 from retromae_jax.errors import InputError
-from retromae_jax.files import replace
+from retromae_jax.files import locked, replace
 
 FLAGS = ("--coordinator", "--processes", "--process")
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -194,31 +194,48 @@ def check_same(description: str) -> None:
 def scratch(directory: Path, setting: str, content: str) -> Iterator[Path]:
     """A directory in which processes leave files for each other; the first one removes it when all is done.
 
-    What a run leaves there that fails or is killed is found by the next one.
+    What a run leaves there that fails or is killed is found by the next one, if it is said what it is.
 
     Args:
         directory: where.
         setting: which names the directory that it lies in.
-        content: what the files are of; those that are of something else are removed first.
+        content: what the files are of; those that are of something else are removed first. Empty if nothing is to be
+            found by another run.
 
     Raises:
-        InputError: if it cannot be written, or not all processes see it.
+        InputError: if it cannot be written, another command works in it, or not all processes see it.
     """
-    description = directory / "content"
-    if is_first() and not (description.is_file() and description.read_bytes() == content.encode()):
-        shutil.rmtree(directory, ignore_errors=True)
-    wait_for_all("scratch")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-        if is_first():
-            replace(description, content)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written to: {error.strerror}; choose another {setting}") from error
-    check_shared(directory, setting)
-    yield directory
-    if is_first():
-        shutil.rmtree(directory, ignore_errors=True)
+    description, lock = directory / "content", directory.with_name(f"{directory.name}.lock")
+    is_kept = bool(content)
+    with contextlib.ExitStack() as held:
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            # Of two commands, each would remove what the other is about to read.
+            if not all_hold(not is_first() or held.enter_context(locked(lock))):
+                raise InputError(
+                    f"{directory}: another command works there; wait for it, or choose another {setting} (if there is "
+                    f"none, remove {lock})"
+                )
+            if is_first():
+                held.callback(lock.unlink, missing_ok=True)
+                if not (description.is_file() and description.read_bytes() == content.encode()):
+                    shutil.rmtree(directory, ignore_errors=True)
+            wait_for_all("scratch")
+            directory.mkdir(exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+            if is_first():
+                replace(description, content)
+        except OSError as error:
+            raise InputError(
+                f"{directory}: cannot be written to: {error.strerror}; choose another {setting}"
+            ) from error
+        check_shared(directory, setting)
+        try:
+            yield directory
+            is_kept = False
+        finally:
+            if is_first() and not is_kept:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def check_shared(directory: Path, setting: str) -> None:

@@ -45,6 +45,24 @@ def test_what_a_failed_run_left_is_for_the_next_one_of_the_same(tmp_path):
     assert found == [False, True, False]
 
 
+def test_a_failed_run_leaves_nothing_that_no_other_could_use(tmp_path):
+    with contextlib.suppress(ValueError), hosts.scratch(tmp_path / "scratch", "--output", "") as directory:
+        (directory / "a.npy").touch()
+        raise ValueError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_command_is_kept_out_of_a_scratch_directory(tmp_path):
+    with hosts.scratch(tmp_path / "scratch", "--output", "cats") as directory:
+        (directory / "a.npy").touch()
+        with (
+            pytest.raises(InputError, match=r"scratch: another command works there; wait for it, or choose another --"),
+            hosts.scratch(tmp_path / "scratch", "--output", "dogs"),
+        ):
+            pass
+        assert (directory / "a.npy").exists()
+
+
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
     for name in VARIABLES:

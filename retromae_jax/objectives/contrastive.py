@@ -71,18 +71,20 @@ def contrastive_loss(
         passages_PxD: passage embeddings, float32.
         positives_Q: int, index of each query's positive passage.
         temperature: scores are divided by it.
-        relevance: of the passages; those that `false_negatives` finds do not enter a query's softmax. None for none.
+        relevance: of the passages; those that `left_out` finds do not enter a query's softmax. None for none.
 
     Returns:
         The mean loss in nats, and the share of queries whose positive has the highest score.
     """
 
+    is_repeated_P = None if relevance is None else repeated(relevance.passages_P)
+
     def of_query(query):
         query_D, positive, relevant_N = query
         scores_P = jnp.matmul(query_D, passages_PxD.T, precision="highest") / temperature
         if relevance is not None:
-            excluded_P = false_negatives(relevant_N, relevance.passages_P, positive)
-            scores_P = jnp.where(excluded_P, jnp.finfo(jnp.float32).min, scores_P)
+            left_out_P = left_out(relevant_N, relevance.passages_P, is_repeated_P, positive)
+            scores_P = jnp.where(left_out_P, jnp.finfo(jnp.float32).min, scores_P)
         loss = optax.softmax_cross_entropy_with_integer_labels(scores_P, positive)
         return loss, jnp.argmax(scores_P) == positive
 
@@ -98,16 +100,25 @@ def contrastive_loss(
     return jnp.mean(losses_Q), jnp.mean(is_first_Q)
 
 
-def false_negatives(relevant_N: jax.Array, passages_P: jax.Array, positive: jax.Array) -> jax.Array:
-    """Passages that are relevant to a query without being its positive of this batch, bool [P].
+def left_out(relevant_N: jax.Array, passages_P: jax.Array, is_repeated_P: jax.Array, positive: jax.Array) -> jax.Array:
+    """Passages of a batch that are no negatives of a query, or were counted before, but for its positive, bool [P].
 
     Args:
         relevant_N: int32, numbers of all passages that are relevant to the query; -1 fills up.
         passages_P: int32, numbers of the batch's passages; one number may be there several times.
+        is_repeated_P: from `repeated`.
         positive: index of the query's positive among the P passages.
     """
     is_relevant_P = jnp.any(relevant_N == passages_P[:, None], axis=1)
-    return is_relevant_P & (jnp.arange(passages_P.size) != positive)
+    return (is_relevant_P | is_repeated_P) & (jnp.arange(passages_P.size) != positive)
+
+
+def repeated(passages_P: jax.Array) -> jax.Array:
+    """Whether a passage of a batch, int32 numbers [P], stands in it before, bool [P]."""
+    order_P = jnp.argsort(passages_P, stable=True)
+    sorted_P = passages_P[order_P]
+    is_repeated_P = jnp.concatenate([jnp.zeros(1, bool), sorted_P[1:] == sorted_P[:-1]])
+    return jnp.zeros_like(is_repeated_P).at[order_P].set(is_repeated_P)
 
 
 def in_chunks(embed: Callable[[dict], jax.Array], rows: dict[str, jax.Array], chunk: int) -> jax.Array:
@@ -144,7 +155,7 @@ class Contrastive:
         computation: how the encoder is computed.
         temperature: scores are divided by it.
         mask_false_negatives: keep passages that are relevant to a query, but not its positive of this batch, out of
-            its softmax.
+            its softmax, and count a passage that is in the batch several times once.
         gradient_cache_chunk: rows that a device encodes at once; 0 for all. See `in_chunks`.
         matryoshka_dims: the loss is the mean over these first dimensions of the embeddings (Kusupati et al., 2022,
             "Matryoshka Representation Learning", equation 1, with equal weights); empty takes them whole.

@@ -268,7 +268,7 @@ def _begin(directory: Path, description: Mapping[str, Any], ids: pa.LargeStringA
     if DESCRIPTION in found:
         remedy = "choose another directory, or remove that one"
         _refuse_differences(directory, _read_description(directory), description, NAMES, remedy)
-    elif foreign := [name for name in found if name.removesuffix(".incomplete") != IDS]:
+    elif foreign := [name for name in found if name.removesuffix(".incomplete") not in (IDS, DESCRIPTION)]:
         raise InputError(f"{directory} holds {foreign[0]}, which is none of embeddings; choose another directory")
     texts = sum(_rows(description, number) for number in missing_shards(directory, description))
     needed = texts * description["width"] * np.dtype(DTYPES[description["dtype"]]).itemsize

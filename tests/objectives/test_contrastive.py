@@ -14,7 +14,7 @@ from retromae_jax.models import parameters
 from retromae_jax.models.bert import BertConfig
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives import contrastive
-from retromae_jax.objectives.contrastive import Contrastive, Embedded, Relevance, contrastive_loss, false_negatives
+from retromae_jax.objectives.contrastive import Contrastive, Embedded, Relevance, contrastive_loss, left_out, repeated
 from retromae_jax.objectives.distillation import Distillation
 from retromae_jax.training import finetuning_step
 
@@ -32,20 +32,29 @@ def test_accuracy_counts_positives_on_top():
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_false_negatives_are_relevant_passages_but_the_positive_of_the_batch():
-    relevant = jnp.array([[7, -1], [8, 9], [8, 9]])
-    # The second query is there twice, with another positive each; the first one's is the third one's negative, too.
-    passages, positives = jnp.array([7, 1, 8, 2, 9, 7]), jnp.array([0, 2, 4])
-    expected = [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]]
-    found = jax.vmap(false_negatives, in_axes=(0, None, 0))(relevant, passages, positives)
+def test_relevant_and_repeated_passages_are_left_out_but_the_positive_of_the_batch():
+    relevant = jnp.array([[7, -1], [8, 9], [8, 9], [1, -1]])
+    # The second query is there twice, with another positive each; the first one's is the third one's negative, too;
+    # and the last one's positive is another's negative.
+    passages, positives = jnp.array([7, 2, 8, 1, 9, 7, 1, 2]), jnp.array([0, 2, 4, 6])
+    is_repeated = repeated(passages)
+    np.testing.assert_array_equal(is_repeated, np.array([0, 0, 0, 0, 0, 1, 1, 1], bool))
+    found = jax.vmap(left_out, in_axes=(0, None, None, 0))(relevant, passages, is_repeated, positives)
+    expected = [
+        [0, 0, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 1, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 0, 1, 0, 1],
+    ]
     np.testing.assert_array_equal(found, np.array(expected, bool))
 
 
-def test_false_negatives_are_as_if_they_were_not_there():
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 4], [0, 1, 2, 0, 4], [0, 1, 2, 2, 4]])
+def test_what_is_left_out_is_as_if_it_were_not_there(numbers):
     generator = np.random.default_rng(0)
     queries, passages = (jnp.asarray(generator.normal(size=(count, 4)), jnp.float32) for count in (2, 5))
     positives = jnp.array([0, 1])
-    relevance = Relevance(jnp.array([[3], [3]]), jnp.arange(5))
+    relevance = Relevance(jnp.array([[0, 3], [1, 3]]), jnp.array(numbers))
 
     def loss(passages, *relevance):
         return contrastive_loss(queries, passages, positives, 0.5, *relevance)[0]

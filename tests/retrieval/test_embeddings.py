@@ -150,6 +150,13 @@ def test_embeddings_of_another_model_corpus_or_setting_are_refused(
     assert encode_to_disk(encoder, write_corpus(tmp_path / "moved", 10), "passage", directory) == 0
 
 
+@pytest.mark.parametrize("killed", [["ids.txt.incomplete"], ["ids.txt", "embeddings.json.incomplete"]])
+def test_what_was_killed_while_it_began_begins_again(encoder, passages, tmp_path, killed):
+    for name in killed:
+        (tmp_path / name).write_text("{")
+    assert encode_to_disk(encoder, passages, "passage", tmp_path) == len(passages)
+
+
 def test_directories_that_hold_something_else_are_left_alone(encoder, passages, tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
     with pytest.raises(InputError, match=r"holds thesis\.tex, which is none of embeddings; choose another directory"):
