@@ -2,10 +2,9 @@
 
     make stages DATA=data/collection
 
-All its fine-tunings take as many steps with this recipe, and differ in `--config.init` (the pretrained encoder, or the
-one that pretraining began with), `--config.negatives` (BM25's, or mined with the encoder of the stage before) and
-`--config.teacher_scores` (queries without are left out) only, so that the table at the end tells what those are worth.
-Minutes each on 2 cores.
+All its fine-tunings take as many steps with this recipe, and differ in `--config.init` (the model of the stage before),
+`--config.negatives` (BM25's, or mined with that model) and `--config.teacher_scores` only, so that the table at the end
+tells what those are worth. Minutes each on 2 cores.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,7 @@ from eval import bm25
 from eval.mine import main
 from retromae_jax.data.retrieval import load_collection, read_negatives
 from retromae_jax.retrieval import slices
+from retromae_jax.retrieval.embeddings import encode_to_disk
 from retromae_jax.retrieval.runs import read_run
 
 
@@ -43,6 +44,27 @@ def test_an_encoders_negatives_in_batches_and_blocks(collection, minilm_director
     opened = load_collection(collection, "train")
     found = read_negatives([output], ["q1", "q2"], opened.passages, 200)
     assert opened.passages.ids.take(found[0]).to_pylist() == ["a", "d", "c"]
+
+
+def test_a_killed_command_goes_on_with_its_embeddings(collection, minilm_directory, tmp_path, monkeypatch):
+    output, encoded = tmp_path / "negatives.tsv", []
+    command = f"--model {minilm_directory} --collection {collection} --output {output} --from-rank 1".split()
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    def recorded(*arguments, **options):
+        encoded.append(encode_to_disk(*arguments, **options))
+
+    monkeypatch.setattr("eval.retriever.encode_to_disk", recorded)
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.retriever.Retriever.search", killed)
+        with pytest.raises(SystemExit):
+            main(command)
+    assert not output.exists() and len(list(tmp_path.glob(".*"))) == 1
+    main(command)
+    assert encoded == [4, 0]
+    assert read(output).keys() == {"q1", "q2"} and not list(tmp_path.glob(".*"))
 
 
 def test_runs_and_bm25_agree(collection, tmp_path, monkeypatch):
@@ -85,7 +107,7 @@ def test_runs_that_cannot_be_used_are_refused(lines, message, collection, tmp_pa
     with pytest.raises(SystemExit):
         main(f"--run {tmp_path / 'run.trec'} --output {tmp_path / 'o.tsv'} --collection {collection}".split())
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "o.tsv").exists()
+    assert not (tmp_path / "o.tsv").exists() and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
