@@ -76,9 +76,9 @@ demo: demo-data
 # cross-encoder; its scores; fine-tuning further with those. So that a stage's gain is not that of more steps, there is
 # beside each further fine-tuning (`_further`) one of as many steps with the negatives of before, and without scores.
 # The encoder begins as the first two layers of the demo's checkpoint, which are no retriever, the cross-encoder as all
-# six. The fine-tunings differ in init, negatives and scores, those further in the seed, so that other queries come, and
-# in nothing else. Learnt and mined is from the split train alone, and of that from the first 3,000 lines: the steps
-# need no more, and the cross-encoder scores each.
+# six. The fine-tunings differ in init, negatives and scores, those further in learning rate and seed (so that other
+# queries come), and in nothing else. Learnt and mined is from the split train alone, and of that from the first 3,000
+# lines: the steps need no more, and the cross-encoder scores each.
 STAGES := runs/stages
 STAGES_DATA := build/stages/collection
 STAGES_INIT := build/stages/checkpoint
@@ -87,6 +87,7 @@ STAGES_MINE := $(RUN) -m eval.mine --collection $(STAGES_DATA) --to-rank 50 --ne
 STAGES_FINETUNE := $(RUN) -m train.finetune --config configs/stages_finetune.py --config.collection $(STAGES_DATA)
 STAGES_BM25 := $(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv
 STAGES_MINED := $(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv
+STAGES_FURTHER := --config.learning_rate 2e-4
 STAGES_EVALUATE := $(RUN) -m eval.msmarco --collection $(STAGES_DATA) --split test --depth 100 $(STAGES_LENGTHS)
 STAGES_SCORE := $(RUN) -m eval.rerank --model $(STAGES)/reranker --collection $(STAGES_DATA)
 STAGES_ENCODERS := not_pretrained bm25 bm25_further mined mined_further distilled
@@ -106,15 +107,16 @@ stages: demo-data
 	$(STAGES_MINE) --bm25 --output $(STAGES)/bm25_negatives.tsv
 	$(STAGES_BM25) --config.init $(STAGES_INIT) --config.workdir $(STAGES)/not_pretrained
 	$(STAGES_BM25) --config.init $(STAGES)/pretrained --config.workdir $(STAGES)/bm25
-	$(STAGES_BM25) --config.init $(STAGES)/bm25 --config.workdir $(STAGES)/bm25_further --config.seed 43
+	$(STAGES_BM25) --config.init $(STAGES)/bm25 --config.workdir $(STAGES)/bm25_further $(STAGES_FURTHER) --config.seed 43
 	$(STAGES_MINE) --model $(STAGES)/bm25 $(STAGES_LENGTHS) --output $(STAGES)/mined_negatives.tsv
-	$(STAGES_MINED) --config.init $(STAGES)/bm25 --config.workdir $(STAGES)/mined --config.seed 43
-	$(STAGES_MINED) --config.init $(STAGES)/mined --config.workdir $(STAGES)/mined_further --config.seed 44
+	$(STAGES_MINED) --config.init $(STAGES)/bm25 --config.workdir $(STAGES)/mined $(STAGES_FURTHER) --config.seed 43
+	$(STAGES_MINED) --config.init $(STAGES)/mined --config.workdir $(STAGES)/mined_further $(STAGES_FURTHER) --config.seed 44
 	$(RUN) -m train.rerank --config configs/stages_rerank.py --config.collection $(STAGES_DATA) \
 		--config.negatives $(STAGES)/mined_negatives.tsv
 	$(STAGES_SCORE) --split train --pairs $(STAGES)/mined_negatives.tsv --output $(STAGES)/teacher
-	$(STAGES_MINED) --config.init $(STAGES)/mined --config.workdir $(STAGES)/distilled --config.seed 44 \
-		--config.teacher_scores $(STAGES)/teacher/scores.tsv
+	$(STAGES_MINED) --config.init $(STAGES)/mined --config.workdir $(STAGES)/distilled $(STAGES_FURTHER) --config.seed 44 \
+		--config.teacher_scores $(STAGES)/teacher/scores.tsv --config.contrastive_weight 1.0 \
+		--config.distillation_loss kl_batchmean
 	$(RUN) -m eval.bm25 --collection $(STAGES_DATA) --split test --depth 100 --output $(STAGES)/eval/bm25_alone
 	for encoder in $(STAGES_ENCODERS); do \
 		$(STAGES_EVALUATE) --model $(STAGES)/$$encoder --output $(STAGES)/eval/$$encoder || exit 1; \

@@ -3,8 +3,8 @@
     make stages DATA=data/collection
 
 All its fine-tunings take as many steps with this recipe, and differ in `--config.init` (the model of the stage before),
-`--config.negatives` (BM25's, or mined with that model) and `--config.teacher_scores` only, so that the table at the end
-tells what those are worth. Minutes each on 2 cores.
+`--config.negatives` (BM25's, or mined with that model) and `--config.teacher_scores`, those that go on with a
+fine-tuned model also in learning rate and seed. Minutes each on 2 cores.
 """
 
 from ml_collections import ConfigDict
