@@ -83,7 +83,6 @@ class RetroMAEJax(_JaxSystem):
     """A `System`; texts are tokenized once, as `train.prepare` does, before the first step."""
 
     def __init__(self, task: PretrainingTask):
-        memory.keep_freed()
         super().__init__(task, defaults.pretraining())
         self.tokenizer = load_tokenizer(task.tokenizer)
         self.blocks, self.tokenized_seconds = self._prepare()

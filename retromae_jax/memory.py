@@ -1,4 +1,4 @@
-"""A process's memory on a CPU, of which a training step takes gigabytes that the next one takes again."""
+"""A process's memory on a CPU, of which a step of fine-tuning takes gigabytes that the next one takes again."""
 
 import ctypes
 import importlib.metadata
@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed() -> None:
-    """Lets the process keep what it frees, where it trains on a CPU; call it before anything else of JAX.
+    """Lets the process keep what it frees, where it fine-tunes on a CPU; call it before anything else of JAX.
 
     glibc gives large pieces back to the system as soon as they are free, and the system clears each page anew when the
     next step touches it, which is a good part of the step. To be kept, they must come from the one arena that grows

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import defaults
-from retromae_jax import hosts, memory, parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.checkpoints.train_state import Run, TrainState
 from retromae_jax.data.batches import BatchOrder, number_of_steps, text_numbers
@@ -207,7 +207,6 @@ def _open_source(name_or_directory: str) -> Source:
 @exits_on_input_error
 def main() -> None:
     config, flags = parse_training(__doc__, defaults.PRETRAINING)
-    memory.keep_freed()
     hosts.start(flags)
     pretrain(config, flags.profile)
     export_run(config.workdir)
