@@ -74,7 +74,7 @@ demo: demo-data
 # Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
 # on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning it further with what was mined; a
 # cross-encoder; its scores; fine-tuning further with those. So that a stage's gain is not that of more steps, there is
-# beside each further fine-tuning (`_further`) one of as many steps with the negatives of before, and without scores.
+# beside each (`with_bm25_further`, `with_mined_further`) one of as many steps with the negatives of before, no scores.
 # The encoder begins as the first two layers of the demo's checkpoint, which are no retriever, the cross-encoder as all
 # six. The fine-tunings differ in init, negatives and scores, those further in learning rate and seed (so that other
 # queries come), and in nothing else. Learnt and mined is from the split train alone, and of that from the first 3,000
@@ -87,10 +87,11 @@ STAGES_MINE := $(RUN) -m eval.mine --collection $(STAGES_DATA) --to-rank 50 --ne
 STAGES_FINETUNE := $(RUN) -m train.finetune --config configs/stages_finetune.py --config.collection $(STAGES_DATA)
 STAGES_BM25 := $(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv
 STAGES_MINED := $(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv
-STAGES_FURTHER := --config.learning_rate 2e-4
+STAGES_SECOND := --config.learning_rate 2e-4 --config.seed 43
+STAGES_THIRD := --config.learning_rate 2e-4 --config.seed 44
 STAGES_EVALUATE := $(RUN) -m eval.msmarco --collection $(STAGES_DATA) --split test --depth 100 $(STAGES_LENGTHS)
 STAGES_SCORE := $(RUN) -m eval.rerank --model $(STAGES)/reranker --collection $(STAGES_DATA)
-STAGES_ENCODERS := not_pretrained bm25 bm25_further mined mined_further distilled
+STAGES_ENCODERS := not_pretrained with_bm25 with_bm25_further with_mined with_mined_further distilled
 stages: demo-data
 	mkdir -p $(STAGES_DATA)/qrels
 	ln -sf $(abspath $(DATA))/corpus.jsonl $(abspath $(DATA))/queries.jsonl $(STAGES_DATA)
@@ -106,33 +107,33 @@ stages: demo-data
 		--config.num_steps 300
 	$(STAGES_MINE) --bm25 --output $(STAGES)/bm25_negatives.tsv
 	$(STAGES_BM25) --config.init $(STAGES_INIT) --config.workdir $(STAGES)/not_pretrained
-	$(STAGES_BM25) --config.init $(STAGES)/pretrained --config.workdir $(STAGES)/bm25
-	$(STAGES_BM25) --config.init $(STAGES)/bm25 --config.workdir $(STAGES)/bm25_further $(STAGES_FURTHER) --config.seed 43
-	$(STAGES_MINE) --model $(STAGES)/bm25 $(STAGES_LENGTHS) --output $(STAGES)/mined_negatives.tsv
-	$(STAGES_MINED) --config.init $(STAGES)/bm25 --config.workdir $(STAGES)/mined $(STAGES_FURTHER) --config.seed 43
-	$(STAGES_MINED) --config.init $(STAGES)/mined --config.workdir $(STAGES)/mined_further $(STAGES_FURTHER) --config.seed 44
+	$(STAGES_BM25) --config.init $(STAGES)/pretrained --config.workdir $(STAGES)/with_bm25
+	$(STAGES_BM25) --config.init $(STAGES)/with_bm25 --config.workdir $(STAGES)/with_bm25_further $(STAGES_SECOND)
+	$(STAGES_MINE) --model $(STAGES)/with_bm25 $(STAGES_LENGTHS) --output $(STAGES)/mined_negatives.tsv
+	$(STAGES_MINED) --config.init $(STAGES)/with_bm25 --config.workdir $(STAGES)/with_mined $(STAGES_SECOND)
+	$(STAGES_MINED) --config.init $(STAGES)/with_mined --config.workdir $(STAGES)/with_mined_further $(STAGES_THIRD)
 	$(RUN) -m train.rerank --config configs/stages_rerank.py --config.collection $(STAGES_DATA) \
 		--config.negatives $(STAGES)/mined_negatives.tsv
 	$(STAGES_SCORE) --split train --pairs $(STAGES)/mined_negatives.tsv --output $(STAGES)/teacher
-	$(STAGES_MINED) --config.init $(STAGES)/mined --config.workdir $(STAGES)/distilled $(STAGES_FURTHER) --config.seed 44 \
+	$(STAGES_MINED) --config.init $(STAGES)/with_mined --config.workdir $(STAGES)/distilled $(STAGES_THIRD) \
 		--config.teacher_scores $(STAGES)/teacher/scores.tsv --config.contrastive_weight 1.0 \
 		--config.distillation_loss kl_batchmean
-	$(RUN) -m eval.bm25 --collection $(STAGES_DATA) --split test --depth 100 --output $(STAGES)/eval/bm25_alone
+	$(RUN) -m eval.bm25 --collection $(STAGES_DATA) --split test --depth 100 --output $(STAGES)/eval/bm25
 	for encoder in $(STAGES_ENCODERS); do \
 		$(STAGES_EVALUATE) --model $(STAGES)/$$encoder --output $(STAGES)/eval/$$encoder || exit 1; \
 	done
 	$(STAGES_SCORE) --split test --run $(STAGES)/eval/distilled/run.trec --depth 20 --output $(STAGES)/eval/reranked
 	$(RUN) -m eval.compare --output $(STAGES)/report \
-		--evaluation 'BM25=$(STAGES)/eval/bm25_alone' \
+		--evaluation 'BM25=$(STAGES)/eval/bm25' \
 		--evaluation 'fine-tuned with BM25 negatives=$(STAGES)/eval/not_pretrained' \
-		--evaluation 'pretrained before that=$(STAGES)/eval/bm25' \
-		--evaluation 'further with BM25 negatives=$(STAGES)/eval/bm25_further' \
-		--evaluation 'further with mined negatives instead=$(STAGES)/eval/mined' \
-		--evaluation 'still further with mined negatives=$(STAGES)/eval/mined_further' \
+		--evaluation 'pretrained before that=$(STAGES)/eval/with_bm25' \
+		--evaluation 'further with BM25 negatives=$(STAGES)/eval/with_bm25_further' \
+		--evaluation 'further with mined negatives instead=$(STAGES)/eval/with_mined' \
+		--evaluation 'still further with mined negatives=$(STAGES)/eval/with_mined_further' \
 		--evaluation 'still further by distillation instead=$(STAGES)/eval/distilled' \
 		--evaluation 'its first 20, reranked by the teacher=$(STAGES)/eval/reranked' \
 		--training 'pretraining=$(STAGES)/pretrained' \
-		--training 'fine-tuning with mined negatives=$(STAGES)/mined' \
+		--training 'fine-tuning with mined negatives=$(STAGES)/with_mined' \
 		--training 'cross-encoder=$(STAGES)/reranker' \
 		--training 'distillation=$(STAGES)/distilled'
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from benchmarks.texts import neighbours_score
 from benchmarks.worker import EncodingTask, FinetuningTask, PretrainingTask, Task
 from configs import defaults
-from retromae_jax import memory, parallel
+from retromae_jax import parallel
 from retromae_jax.checkpoints.loading import Source, open_model
 from retromae_jax.data.batches import BATCH_SIZES, by_length
 from retromae_jax.data.blocks import COLUMN, TokenBlocks, write_blocks, write_description
@@ -130,7 +130,6 @@ class FineTuning(_JaxSystem):
     """A `System`: the parts of `train.finetune`. It tokenizes in the loop, as there."""
 
     def __init__(self, task: FinetuningTask):
-        memory.keep_freed()
         super().__init__(task, defaults.finetuning())
         source = open_model(task.model)
         self.tokenizer = load_tokenizer(str(source.tokenizer))

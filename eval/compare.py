@@ -28,7 +28,7 @@ from retromae_jax.errors import InputError, exits_on_input_error
 from retromae_jax.files import read_json, read_json_lines
 from retromae_jax.logging import METRICS, read_metrics, say, table
 from retromae_jax.retrieval.metrics import MEASURES, Scores
-from retromae_jax.retrieval.runs import read_run, write_lines
+from retromae_jax.retrieval.runs import iterate_run, write_lines
 from retromae_jax.retrieval.significance import Difference, adjusted, differences
 
 QUERIES, CHARACTERS = 3, 80
@@ -192,7 +192,7 @@ def _check_comparable(found: dict[str, Evaluation]) -> None:
 def _has_own_passages(evaluation: Evaluation) -> bool:
     """Whether its run has a passage with its query's id."""
     path = evaluation.directory / RUN
-    return path.is_file() and any(query in scores for query, scores in read_run(path).items())
+    return path.is_file() and any(query in scores for query, scores in iterate_run(path))
 
 
 def _comparable(found: dict[str, Evaluation]) -> list[str]:

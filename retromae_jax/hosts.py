@@ -191,10 +191,32 @@ def check_same(description: str) -> None:
 
 
 @contextlib.contextmanager
+def alone(lock: Path, directory: Path, setting: str) -> Iterator[None]:
+    """Keeps other commands out of a directory: of two, each would remove what the other is about to save or read.
+
+    Args:
+        lock: file that the first process locks.
+        directory: what the message names.
+        setting: which names the directory, or the one that it lies in.
+
+    Raises:
+        InputError: on all processes, if another command works in the directory.
+        OSError: if the file cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        if not all_hold(not is_first() or held.enter_context(locked(lock))):
+            raise InputError(
+                f"{directory}: another process works there; wait for it, stop it or choose another {setting} (if there "
+                f"is none, remove {lock})"
+            )
+        yield
+
+
+@contextlib.contextmanager
 def scratch(directory: Path, setting: str, content: str) -> Iterator[Path]:
     """A directory in which processes leave files for each other; the first one removes it when all is done.
 
-    What a run leaves there that fails or is killed is found by the next one, if it is said what it is.
+    What a run leaves there that fails or is killed is found by the next one, if `content` says what it is.
 
     Args:
         directory: where.
@@ -206,16 +228,10 @@ def scratch(directory: Path, setting: str, content: str) -> Iterator[Path]:
         InputError: if it cannot be written, another command works in it, or not all processes see it.
     """
     description, lock = directory / "content", directory.with_name(f"{directory.name}.lock")
-    is_kept = bool(content)
     with contextlib.ExitStack() as held:
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
-            # Of two commands, each would remove what the other is about to read.
-            if not all_hold(not is_first() or held.enter_context(locked(lock))):
-                raise InputError(
-                    f"{directory}: another command works there; wait for it, or choose another {setting} (if there is "
-                    f"none, remove {lock})"
-                )
+            held.enter_context(alone(lock, directory, setting))
             if is_first():
                 held.callback(lock.unlink, missing_ok=True)
                 if not (description.is_file() and description.read_bytes() == content.encode()):
@@ -230,12 +246,11 @@ def scratch(directory: Path, setting: str, content: str) -> Iterator[Path]:
                 f"{directory}: cannot be written to: {error.strerror}; choose another {setting}"
             ) from error
         check_shared(directory, setting)
-        try:
-            yield directory
-            is_kept = False
-        finally:
-            if is_first() and not is_kept:
-                shutil.rmtree(directory, ignore_errors=True)
+        if is_first() and not content:
+            held.callback(shutil.rmtree, directory, ignore_errors=True)
+        yield directory
+        if is_first():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def check_shared(directory: Path, setting: str) -> None:

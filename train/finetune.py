@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import defaults
-from retromae_jax import hosts, memory, parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.prepared import TokenizedTexts, is_prepared, load_prepared
 from retromae_jax.data.retrieval import Collection, load_collection, read_negatives
@@ -201,7 +201,6 @@ def load(config: ConfigDict) -> Data:
 @exits_on_input_error
 def main() -> None:
     config, flags = parse_training(__doc__, defaults.FINETUNING)
-    memory.keep_freed()
     hosts.start(flags)
     finetune(config, flags.profile)
     export_run(config.workdir)

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import defaults
-from retromae_jax import hosts, memory, parallel
+from retromae_jax import hosts, parallel
 from retromae_jax.data.groups import TrainingGroups
 from retromae_jax.data.retrieval import load_collection, read_negatives
 from retromae_jax.data.tokenization import SHORTEST_PAIR, encode_pairs
@@ -99,7 +99,6 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
 @exits_on_input_error
 def main() -> None:
     config, flags = parse_training(__doc__, defaults.RERANKING)
-    memory.keep_freed()
     hosts.start(flags)
     rerank(config, flags.profile)
     export_run(config.workdir)

@@ -148,14 +148,9 @@ class Run:
                     f"{self.directory} holds a run with other settings or data: {'; '.join(different)}. "
                     "Choose another --config.workdir, or remove that directory"
                 )
-        lock = self.directory / "lock"
         try:
-            # Of two trainings, each would remove what the other is about to save. When they know, all have compared.
-            if not hosts.all_hold(not hosts.is_first() or self._lock.enter_context(files.locked(lock))):
-                raise InputError(
-                    f"{self.directory}: another process trains there; wait for it, stop it or choose another "
-                    f"--config.workdir (if there is none, remove {lock})"
-                )
+            # By now, all have compared.
+            self._lock.enter_context(hosts.alone(self.directory / "lock", self.directory, "--config.workdir"))
             if hosts.is_first():
                 self.checkpoints.clear()
                 tokenizer.save_pretrained(self.directory / "tokenizer")

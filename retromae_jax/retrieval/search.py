@@ -126,10 +126,11 @@ class PassageIndex:
         # How many of the exact search's passages an approximate method has found.
         self.recall: float | None = None
         self._index = None
-        if self.method.name in APPROXIMATE and lexical_top_k:
+        is_approximate = self.method.name in APPROXIMATE
+        if is_approximate and lexical_top_k:
             raise InputError(f"{self.method}: embeddings with a lexical part are searched exactly; choose no method")
         self.method.check(len(self.share), passages.shape[1])
-        if self.method.name in APPROXIMATE:
+        if is_approximate:
             slices = self._slices(f"index by {self.method}")
             parameters = self.method.faiss_parameters
             self._index = faiss_search.build(self.method.name, slices, parameters, self.method.uses_gpus)

@@ -38,14 +38,14 @@ def test_one_process_trains_in_a_directory_until_it_ends_or_is_killed(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
-        with pytest.raises(InputError, match=rf"another process trains there; .* remove {tmp_path / 'lock'}\)"):
+        with pytest.raises(InputError, match=rf"another process works there; .* remove {tmp_path / 'lock'}\)"):
             begin(tmp_path)
         assert saving.is_dir()
         Run(tmp_path).close()  # who only reads may
         other.kill()
     run = begin(tmp_path)
     assert not saving.exists()
-    with pytest.raises(InputError, match="another process trains there"):
+    with pytest.raises(InputError, match="another process works there"):
         begin(tmp_path)
     run.close()
     begin(tmp_path).close()

@@ -108,10 +108,12 @@ def random_batch(devices, queries=QUERIES, group=GROUP, length=LENGTH, texts_per
     layouts = [packed(share, length * texts_per_row, texts_per_row, 1) for share in lengths]
     rows = max(layout.rows for layout in layouts)
     batch = fill_shares(layouts, rows, token_ids, {"samples": np.arange(texts, dtype=np.uint32)}, pad_id=0)
+    passages = np.arange(queries * group, dtype=np.int32)
+    passages[-1] = passages[1]  # the first query's first negative is the last one's last, too
     of_queries = {
         "places": batch["places"],
+        "passages": passages,
         # Every second query has the positive of the one before it among its relevant passages.
-        "passages": np.arange(queries * group, dtype=np.int32),
         "relevant": np.stack([np.arange(queries), np.arange(queries) // 2 * 2], axis=1).astype(np.int32) * group,
         "teacher_scores": generator.normal(size=(queries, group)).astype(np.float32),
     }

@@ -253,9 +253,10 @@ def test_what_makes_no_index_shows_before_there_are_embeddings():
     Method.parse("flat").check(1, 768)
 
 
-def test_embeddings_with_a_lexical_part_have_no_approximate_index():
+@pytest.mark.parametrize("method", ["hnsw", "ivfpq:M=7"])  # of which the second could not be made in any case
+def test_embeddings_with_a_lexical_part_have_no_approximate_index(method):
     with pytest.raises(InputError, match="with a lexical part are searched exactly"):
-        PassageIndex(np.zeros((4, 8), np.float32), Method.parse("hnsw"), lexical_top_k=2)
+        PassageIndex(np.zeros((4, 8), np.float32), Method.parse(method), lexical_top_k=2)
 
 
 def test_methods_are_written_as_they_are_read():
