@@ -149,7 +149,7 @@ class Run:
                     "Choose another --config.workdir, or remove that directory"
                 )
         try:
-            # By now, all have compared.
+            # All wait for this, so that all have compared before the first one removes anything.
             self._lock.enter_context(hosts.alone(self.directory / "lock", self.directory, "--config.workdir"))
             if hosts.is_first():
                 self.checkpoints.clear()
