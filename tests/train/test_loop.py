@@ -142,13 +142,19 @@ def test_a_last_checkpoint_that_cannot_be_saved_is_tried_again_and_then_an_error
 
 
 def test_a_stall_leaves_the_stacks_once(tmp_path):
-    def hang_in_step_three(step):
-        if step == 2:
-            time.sleep(0.6)
+    stacks, left = tmp_path / "stacks_of_process_0.txt", []
 
-    train(tmp_path, [1, 2, 3, 4], during=hang_in_step_three, stall_minutes=0.2 / 60)
-    stacks = (tmp_path / "stacks_of_process_0.txt").read_text()
-    assert stacks.count("Timeout") == 1 and "hang_in_step_three" in stacks
+    def hang_in_step_one(step):
+        # Until the stall is noticed, and as long again. In the first step, so that no slow disk is what stalls.
+        if step == 0:
+            deadline = time.monotonic() + 60
+            while stacks.stat().st_size == 0 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(1.2)
+            left.append(stacks.read_text())
+
+    train(tmp_path, [1, 2, 3, 4], during=hang_in_step_one, stall_minutes=1 / 60)
+    assert left[0].count("Timeout") == 1 and "hang_in_step_one" in left[0] and stacks.exists()
     quiet = tmp_path / "quiet"
     quiet.mkdir()
     train(quiet, [1, 2])
