@@ -34,7 +34,7 @@ from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw
 from retromae_jax.retrieval.encode import encode_texts
-from retromae_jax.training import finetuning_step, initial_state, pretraining_step
+from retromae_jax.training import compile_for_memory, finetuning_step, initial_state, pretraining_step
 from train.finetune import together
 
 
@@ -83,6 +83,7 @@ class RetroMAEJax(_JaxSystem):
     """A `System`; texts are tokenized once, as `train.prepare` does, before the first step."""
 
     def __init__(self, task: PretrainingTask):
+        compile_for_memory()
         super().__init__(task, defaults.pretraining())
         self.tokenizer = load_tokenizer(task.tokenizer)
         self.blocks, self.tokenized_seconds = self._prepare()
@@ -130,6 +131,7 @@ class FineTuning(_JaxSystem):
     """A `System`: the parts of `train.finetune`. It tokenizes in the loop, as there."""
 
     def __init__(self, task: FinetuningTask):
+        compile_for_memory()
         super().__init__(task, defaults.finetuning())
         source = open_model(task.model)
         self.tokenizer = load_tokenizer(str(source.tokenizer))

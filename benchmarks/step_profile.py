@@ -36,7 +36,7 @@ from retromae_jax.models.bert import BertConfig, Computation
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.objectives.contrastive import Contrastive
 from retromae_jax.optimizer import adamw
-from retromae_jax.training import finetuning_step, initial_state, pretraining_step
+from retromae_jax.training import compile_for_memory, finetuning_step, initial_state, pretraining_step
 
 # The objective of fine-tuning, beside those of pretraining.
 CONTRASTIVE = "contrastive"
@@ -189,7 +189,9 @@ def main() -> None:
     parser.add_argument("--length", type=positive, default=512, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--texts-per-row", type=positive, default=1, help="of equal length (default: %(default)s)")
     parser.add_argument("--steps", type=positive, default=5, help="to time (default: %(default)s)")
-    profile(parser.parse_args())
+    arguments = parser.parse_args()
+    compile_for_memory()
+    profile(arguments)
 
 
 if __name__ == "__main__":

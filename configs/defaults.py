@@ -57,8 +57,8 @@ PRETRAINING = {
     "compute_dtype": ("bfloat16", "dtype of activations: bfloat16 or float32; parameters are float32"),
     "attention": (
         "auto",
-        "implementation of attention: `plain`; `cached`, the same in portions for a CPU's cache; `pallas`, a kernel "
-        "for TPUs; `cudnn`, for NVIDIA's GPUs, bfloat16 and models without dropout of attention probabilities; or "
+        "implementation of attention: `plain`; `cached`, in tiles for a CPU's cache; `pallas`, a kernel for TPUs; "
+        "`cudnn`, for NVIDIA's GPUs, bfloat16 and models without dropout of attention probabilities; or "
         "`auto`, which takes one of the first three",
     ),
     "remat": (

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from retromae_jax import parallel, random_bits
-from retromae_jax.attention import IMPLEMENTATIONS, choose, cudnn, pallas, plain
+from retromae_jax.attention import IMPLEMENTATIONS, cached, choose, cudnn, pallas, plain
 from retromae_jax.attention import attention as attention_by
 from retromae_jax.errors import InputError
 from tests.small import equations
@@ -140,6 +140,66 @@ def test_scores_of_the_whole_batch_are_never_in_memory(monkeypatch):
     step = functools.partial(result_and_gradients, attention, jnp.ones((BATCH, 1, length), bool), 0.0)
     compiled = jax.jit(step).lower(*problem(length, length)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < BATCH * scores * 4 / 2
+
+
+def texts_in_rows(monkeypatch, tokens):
+    """Tokens of texts that share rows of 24, with tiles of 4 queries; padding sees nothing."""
+    monkeypatch.setattr(cached, "TILE", 4)
+    monkeypatch.setattr("tests.test_attention.QUERIES", 24)
+    monkeypatch.setattr("tests.test_attention.KEYS", 24)
+    text = np.full((BATCH, 24), -1)
+    for row, lengths in enumerate(tokens):
+        text[row, : sum(lengths)] = np.repeat(np.arange(len(lengths)), lengths)
+    return jnp.asarray((text[:, :, None] == text[:, None, :]) & (text >= 0)[:, None, :])
+
+
+# A whole row; texts of all widths of windows, on and off the tiles' bounds; rows that are hardly filled, or not at all.
+TOKENS = [[24], [3, 9, 12], [4, 4, 4, 4, 4, 4], [1] * 24, [17, 6], [8, 16], [2], []]
+
+
+@pytest.mark.parametrize(("rate", "dtype"), [(0.0, jnp.float32), (0.3, jnp.float32), (0.3, jnp.bfloat16)])
+def test_tiles_with_windows_equal_the_formula(monkeypatch, rate, dtype):
+    visible = texts_in_rows(monkeypatch, TOKENS)
+    *inputs, weights = problem(24, 24, dtype)
+    weights *= jnp.any(visible, axis=2)[:, :, None, None].astype(dtype)
+    found = result_and_gradients(functools.partial(attention_by, "cached"), visible, rate, *inputs, weights)
+    expected = result_and_gradients(formula, visible, rate, *(x.astype(jnp.float32) for x in (*inputs, weights)))
+    assert np.all(np.isfinite(found[0]))
+    found, expected = ([x[0] * (weights != 0), *x[1:]] for x in (found, expected))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        tolerance = (1e-5 if dtype == jnp.float32 else 0.02) * float(jnp.max(jnp.abs(b)))
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance)
+
+
+def test_tiles_have_the_windows_that_their_queries_need(monkeypatch):
+    visible = texts_in_rows(monkeypatch, TOKENS)
+    row, query, key, bounds = map(np.asarray, cached.Tiles.of(visible))
+    assert cached.widths(24) == [8, 16, 24] and cached.widths(20) == [8, 16, 20] and cached.widths(4) == [4]
+    needed = sum(-(-sum(lengths) // 4) for lengths in TOKENS)
+    assert bounds[-1] == BATCH * 6 and bounds[-1] - bounds[0] == needed
+    assert len(set(zip(row, query, strict=True))) == BATCH * 6
+    for number, width in enumerate(cached.widths(24)):
+        for tile in range(bounds[number], bounds[number + 1]):
+            seen = np.asarray(visible)[row[tile], query[tile] : query[tile] + 4].any(axis=0)
+            window = np.zeros(24, bool)
+            window[key[tile] : key[tile] + width] = True
+            assert window.sum() == width and not np.any(seen & ~window)
+            # No narrower window would do.
+            first, last = np.flatnonzero(seen)[[0, -1]]
+            assert last + 1 - first > width - 8
+
+
+def test_tiles_of_eight_devices_are_as_of_one(monkeypatch):
+    visible = texts_in_rows(monkeypatch, TOKENS)
+    by_tiles = functools.partial(attention_by, "cached")
+    expected = result_and_gradients(by_tiles, visible, 0.3, *problem(24, 24))
+    mesh = parallel.data_mesh()
+    inputs, visible = jax.device_put((problem(24, 24), visible), parallel.over_batch(mesh))
+    with jax.set_mesh(mesh):
+        found = result_and_gradients(by_tiles, visible, 0.3, *inputs)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Training steps: compiled when the first batch of a shape comes, then never again; skipped when numbers go wrong."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from retromae_jax.data.packing import RowMaker
 from retromae_jax.models import parameters
 from retromae_jax.models.bert import Computation
 from retromae_jax.optimizer import adamw
-from retromae_jax.training import apply_gradients, finetuning_step, initial_state
+from retromae_jax.training import apply_gradients, compile_for_memory, finetuning_step, initial_state
 from tests.small import Step, compilations, mesh_of
 from tests.texts import CLS, PAD, SEP, random_texts
 
@@ -90,3 +91,19 @@ def test_a_split_state_is_left_alone_when_loss_or_one_element_of_a_gradient_is_n
     step = jax.jit(functools.partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
     metrics = {"loss": jnp.float32(loss), "gradient_norm": optax.tree.norm(gradients)}
     assert_skipped(step(state, gradients, metrics=metrics), before)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (None, "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"),
+        ("--xla_a=1", "--xla_a=1 --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"),
+        ("--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT", "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT"),
+    ],
+)
+def test_programs_are_compiled_for_memory_unless_the_user_says_otherwise(monkeypatch, own, expected):
+    monkeypatch.delenv("XLA_FLAGS")
+    if own:
+        monkeypatch.setenv("XLA_FLAGS", own)
+    compile_for_memory()
+    assert os.environ["XLA_FLAGS"] == expected

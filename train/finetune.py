@@ -25,6 +25,7 @@ from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import POOLINGS
 from retromae_jax.objectives import finetuning_objective
 from retromae_jax.objectives.distillation import LOSSES
+from retromae_jax.training import compile_for_memory
 from train import checks, mapped
 from train.command_line import parse_training
 from train.export import export_run
@@ -201,6 +202,7 @@ def load(config: ConfigDict) -> Data:
 @exits_on_input_error
 def main() -> None:
     config, flags = parse_training(__doc__, defaults.FINETUNING)
+    compile_for_memory()
     hosts.start(flags)
     finetune(config, flags.profile)
     export_run(config.workdir)

@@ -31,7 +31,7 @@ from retromae_jax.models.decoder import DECODER_QUERIES
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives import OBJECTIVES
 from retromae_jax.optimizer import adamw, learning_rate_schedule
-from retromae_jax.training import evaluation_step, initial_state, pretraining_step
+from retromae_jax.training import compile_for_memory, evaluation_step, initial_state, pretraining_step
 from train import checks, loop
 from train.command_line import parse_training
 from train.export import export_run
@@ -207,6 +207,7 @@ def _open_source(name_or_directory: str) -> Source:
 @exits_on_input_error
 def main() -> None:
     config, flags = parse_training(__doc__, defaults.PRETRAINING)
+    compile_for_memory()
     hosts.start(flags)
     pretrain(config, flags.profile)
     export_run(config.workdir)

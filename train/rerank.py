@@ -18,6 +18,7 @@ from retromae_jax.errors import exits_on_input_error
 from retromae_jax.models.bert import Computation
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.objectives.reranking import Reranking
+from retromae_jax.training import compile_for_memory
 from train import checks, mapped
 from train.command_line import parse_training
 from train.export import export_run
@@ -99,6 +100,7 @@ def rerank(config: ConfigDict, profile: bool = False) -> None:
 @exits_on_input_error
 def main() -> None:
     config, flags = parse_training(__doc__, defaults.RERANKING)
+    compile_for_memory()
     hosts.start(flags)
     rerank(config, flags.profile)
     export_run(config.workdir)

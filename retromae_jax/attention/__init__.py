@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from retromae_jax import parallel
-from retromae_jax.attention import cudnn, pallas, plain
+from retromae_jax.attention import cached, cudnn, pallas, plain
 from retromae_jax.errors import InputError
 from retromae_jax.random_bits import Dropout
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    "plain": functools.partial(plain.attention, plain.IN_MEMORY),
-    "cached": functools.partial(plain.attention, plain.IN_CACHE),
+    "plain": functools.partial(plain.attention, plain.MOST_SCORES),
+    "cached": cached.attention,
     "pallas": pallas.attention,
     "cudnn": cudnn.attention,
 }
@@ -80,7 +80,7 @@ def attention(
         keys_BxMxHxK: M keys.
         values_BxMxHxK: M values.
         visible: bool [B, L, M] or [B, 1, M], whether a query may look at a key. One that may look at nothing gets
-            the mean of all values.
+            the mean of some values, or zeros, and has no gradient.
         dropout: of the probabilities; None at evaluation.
         rate: share of the probabilities that dropout zeroes.
 

@@ -7,6 +7,7 @@ queries and keys and the softmax's normalizers (Dao et al., 2022, "FlashAttentio
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,8 @@ import jax.numpy as jnp
 from retromae_jax import random_bits
 from retromae_jax.linear import materialized, product
 
-# The most scores that are in memory at once. 16 MB of them stay in a CPU's cache; the more, the fewer operations has a
-# device that each costs time to start.
-IN_CACHE, IN_MEMORY = 2**22, 2**27
+# The most scores that are in memory at once: the more, the fewer operations has a device that each costs time to start.
+MOST_SCORES = 2**27
 
 
 def attention(
@@ -37,24 +37,30 @@ def attention(
         seeds_BxL: seeds of the queries' probabilities, from `Dropout.attention_seeds`.
         key_positions_BxM: the keys' positions in their texts.
     """
-    heads_first = [_swapped(x, 1, 2) for x in (queries_BxLxHxK, keys_BxMxHxK, values_BxMxHxK)]
-    return jnp.swapaxes(_attention(most_scores, rate, *heads_first, visible, seeds_BxL, key_positions_BxM), 1, 2)
+    inputs = (queries_BxLxHxK, keys_BxMxHxK, values_BxMxHxK, visible, seeds_BxL, key_positions_BxM)
+    return heads_first(functools.partial(_attention, most_scores, rate), *inputs)
+
+
+def heads_first(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
+    """Calls a function whose queries, keys, values and result have the heads before the tokens, [B, H, L, K]."""
+    swapped = [_swapped(x, 1, 2) for x in inputs[:3]]
+    return jnp.swapaxes(function(*swapped, *inputs[3:]), 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(most_scores, rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxL, key_positions_BxM):
     inputs = (queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxL, key_positions_BxM)
-    return _by_chunks(most_scores, functools.partial(_attend, rate), inputs)[0]
+    return _by_chunks(most_scores, functools.partial(attend, rate), inputs)[0]
 
 
 def _forward(most_scores, rate, *inputs):
-    results = _by_chunks(most_scores, functools.partial(_attend, rate), inputs)
+    results = _by_chunks(most_scores, functools.partial(attend, rate), inputs)
     return results[0], (*inputs, *results)
 
 
 @jax.named_scope("attention")
 def _backward(most_scores, rate, residuals, d_mixed_BxHxLxK):
-    gradients = _by_chunks(most_scores, functools.partial(_attend_backward, rate), (*residuals, d_mixed_BxHxLxK))
+    gradients = _by_chunks(most_scores, functools.partial(attend_backward, rate), (*residuals, d_mixed_BxHxLxK))
     return (*gradients, None, None, None)
 
 
@@ -95,7 +101,16 @@ def _dropped(rate, probabilities_BxHxLxM, seeds_BxL, key_positions_BxM):
     return jnp.where(kept, probabilities_BxHxLxM * jnp.float32(1 / (1 - rate)), 0)
 
 
-def _attend(rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_BxL, key_positions_BxM):
+def attend(
+    rate: float,
+    queries_BxHxLxK: jax.Array,
+    keys_BxHxMxK: jax.Array,
+    values_BxHxMxK: jax.Array,
+    visible: jax.Array,
+    seeds_BxL: jax.Array,
+    key_positions_BxM: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `attention`, all at once: what it returns, [B, H, L, K], and the highest scores and sums, [B, H, L, 1]."""
     scores_BxHxLxM = _scores(queries_BxHxLxK, keys_BxHxMxK, visible)
     highest_BxHxLx1 = jnp.max(scores_BxHxLxM, axis=-1, keepdims=True)
     exponentials_BxHxLxM = jnp.exp(scores_BxHxLxM - highest_BxHxLx1)
@@ -106,19 +121,20 @@ def _attend(rate, queries_BxHxLxK, keys_BxHxMxK, values_BxHxMxK, visible, seeds_
     return mixed_BxHxLxK, highest_BxHxLx1, sums_BxHxLx1
 
 
-def _attend_backward(
-    rate,
-    queries_BxHxLxK,
-    keys_BxHxMxK,
-    values_BxHxMxK,
-    visible,
-    seeds_BxL,
-    key_positions_BxM,
-    mixed_BxHxLxK,
-    highest_BxHxLx1,
-    sums_BxHxLx1,
-    d_mixed_BxHxLxK,
-):
+def attend_backward(
+    rate: float,
+    queries_BxHxLxK: jax.Array,
+    keys_BxHxMxK: jax.Array,
+    values_BxHxMxK: jax.Array,
+    visible: jax.Array,
+    seeds_BxL: jax.Array,
+    key_positions_BxM: jax.Array,
+    mixed_BxHxLxK: jax.Array,
+    highest_BxHxLx1: jax.Array,
+    sums_BxHxLx1: jax.Array,
+    d_mixed_BxHxLxK: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients by queries, keys and values, of what `attend` was given and made, and of the gradient by its result."""
     scores_BxHxLxM = _scores(queries_BxHxLxK, keys_BxHxMxK, visible)
     probabilities_BxHxLxM = jnp.exp(scores_BxHxLxM - highest_BxHxLx1) / sums_BxHxLx1
     dropped_BxHxLxM = _dropped(rate, probabilities_BxHxLxM, seeds_BxL, key_positions_BxM)

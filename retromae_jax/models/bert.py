@@ -269,8 +269,13 @@ class FeedForward(nnx.Module):
         self.dropout_rate = config.hidden_dropout_prob
 
     def __call__(self, x_BxLxD: jax.Array, dropout: Dropout | None) -> jax.Array:
-        y_BxLxD = self.output(ACTIVATIONS[self.activation](self.intermediate(x_BxLxD)))
+        y_BxLxD = self._output_of(self.intermediate(x_BxLxD))
         return self.layer_norm(x_BxLxD + drop(y_BxLxD, self.dropout_rate, dropout))
+
+    # The activation is made again in the backward pass: kept, it would be a third of what is in memory.
+    @jax.checkpoint
+    def _output_of(self, hidden_BxLxI: jax.Array) -> jax.Array:
+        return self.output(ACTIVATIONS[self.activation](hidden_BxLxI))
 
 
 class BertLayer(nnx.Module):
@@ -330,6 +335,32 @@ class Bert(nnx.Module):
         return self.hidden_states(rows, dropout)[-1]
 
 
+@jax.custom_vjp
+def in_order(x: jax.Array, values: Any) -> tuple[jax.Array, Any]:
+    """Input and parameters of a layer as they are, but with gradients by the parameters that are computed first.
+
+    A CPU's compiler would put those of all layers off to the end, and keep all activations and their gradients for it.
+    """
+    return x, values
+
+
+def _in_order_forward(x, values):
+    return (x, values), None
+
+
+def _in_order_backward(_, gradients):
+    d_x, d_values = gradients
+
+    def after(d_x, d_values):
+        # What is added is zero. The compiler does not know, because of infinite numbers it would not be.
+        return d_x + sum(0 * leaf.reshape(-1)[0] for leaf in jax.tree.leaves(d_values)).astype(d_x.dtype)
+
+    return jax.lax.platform_dependent(d_x, d_values, cpu=after, default=lambda d_x, d_values: d_x), d_values
+
+
+in_order.defvjp(_in_order_forward, _in_order_backward)
+
+
 def run_layers(
     layers: Sequence[BertLayer],
     x_RxLxD: jax.Array,
@@ -351,12 +382,15 @@ def run_layers(
     """
     states = [x_RxLxD]
     for layer in layers:
+        graph, values = nnx.split(layer)
+        if parallel.is_local():
+            states[-1], values = in_order(states[-1], values)
         queries = states[-1]
         if layer is layers[-1] and last_at_RxK is not None:
             queries = take(queries, last_at_RxK)
             visible = visible if visible.shape[1] == 1 else take(visible, last_at_RxK)
             dropout = None if dropout is None else dropout.at(last_at_RxK)
-        run = functools.partial(layer, visible=visible, dropout=dropout)
+        run = functools.partial(nnx.merge(graph, values), visible=visible, dropout=dropout)
         states.append((jax.checkpoint(run) if remat else run)(queries, states[-1]))
     return states
 

@@ -202,6 +202,20 @@ def test_false_negatives_are_masked_by_default():
     assert masked < original - 0.001  # fewer passages in the sums
 
 
+def test_a_cpu_has_done_with_a_layer_before_it_goes_on_to_the_one_below(monkeypatch):
+    """In the order in which programs for CPUs are compiled; see `training.compile_for_memory`."""
+
+    def memory():
+        objective = Contrastive(BertConfig(50, 64, 4, 2, 256), EncoderSettings("cls", True, 128))
+        step, state = step_of(objective, 1)
+        options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+        return compiled.memory(step.lower(state, random_batch(1, 16, length=128)).compile(options)).temporaries
+
+    in_order = memory()
+    monkeypatch.setattr("retromae_jax.models.bert.in_order", lambda *arguments: arguments)
+    assert in_order < 0.8 * memory()
+
+
 def test_memory_grows_with_the_chunk_not_with_the_batch():
     def memory(queries, chunk):
         objective = Contrastive(
