@@ -49,9 +49,9 @@ class Tiles(NamedTuple):
         row_BxU, tile_BxU = jnp.indices(first_BxU.shape)
         order_T = jnp.argsort(steps_BxU.reshape(-1))
         places = (row_BxU, tile_BxU * TILE, jnp.clip(first_BxU, max=jnp.maximum(keys - steps_BxU * step, 0)))
-        in_order = (x.reshape(-1)[order_T].astype(jnp.int32) for x in places)
+        row_T, query_T, key_T = (x.reshape(-1)[order_T].astype(jnp.int32) for x in places)
         bounds_W = jnp.searchsorted(steps_BxU.reshape(-1)[order_T], jnp.arange(1, len(widths(keys)) + 2))
-        return cls(*in_order, bounds_W.astype(jnp.int32))
+        return cls(row_T, query_T, key_T, bounds_W.astype(jnp.int32))
 
 
 def widths(keys: int) -> list[int]:
