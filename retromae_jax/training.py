@@ -25,8 +25,8 @@ DEVICES = parallel.DATA
 def compile_for_memory() -> None:
     """Makes programs for CPUs take less memory; call it before anything else of JAX.
 
-    They would be in the order in which most can be done at once, which takes half as much memory again. Its cost is
-    time too: the system clears pages for each step. XLA_FLAGS of the user's own that say otherwise stay.
+    By default, they are in the order in which most can be done at once, which takes a fine-tuning step more than twice
+    the memory, and time for it: the system clears the pages for each step. What the user's XLA_FLAGS say stays.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_scheduler_type" not in flags:

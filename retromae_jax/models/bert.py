@@ -335,12 +335,18 @@ class Bert(nnx.Module):
         return self.hidden_states(rows, dropout)[-1]
 
 
-@jax.custom_vjp
-def in_order(x: jax.Array, values: Any) -> tuple[jax.Array, Any]:
-    """Input and parameters of a layer as they are, but with gradients by the parameters that are computed first.
+def in_order(x: jax.Array, layer: BertLayer) -> tuple[jax.Array, BertLayer]:
+    """A layer and its input as they are, but that its gradient by the input waits for those by its parameters.
 
-    A CPU's compiler would put those of all layers off to the end, and keep all activations and their gradients for it.
+    A CPU's compiler would put the latter off to the end, for all layers, and keep what they are made of until then.
     """
+    graph, values = nnx.split(layer)
+    x, values = _in_order(x, values)
+    return x, nnx.merge(graph, values)
+
+
+@jax.custom_vjp
+def _in_order(x, values):
     return x, values
 
 
@@ -352,13 +358,13 @@ def _in_order_backward(_, gradients):
     d_x, d_values = gradients
 
     def after(d_x, d_values):
-        # What is added is zero. The compiler does not know, because of infinite numbers it would not be.
+        # Nothing is added, but the compiler cannot know: zero times infinity would be NaN. (Such a step is skipped.)
         return d_x + sum(0 * leaf.reshape(-1)[0] for leaf in jax.tree.leaves(d_values)).astype(d_x.dtype)
 
     return jax.lax.platform_dependent(d_x, d_values, cpu=after, default=lambda d_x, d_values: d_x), d_values
 
 
-in_order.defvjp(_in_order_forward, _in_order_backward)
+_in_order.defvjp(_in_order_forward, _in_order_backward)
 
 
 def run_layers(
@@ -382,15 +388,15 @@ def run_layers(
     """
     states = [x_RxLxD]
     for layer in layers:
-        graph, values = nnx.split(layer)
-        if parallel.is_local():
-            states[-1], values = in_order(states[-1], values)
+        is_last = layer is layers[-1]
+        if parallel.is_local():  # elsewhere, each layer's gradients would have to be summed over devices for it
+            states[-1], layer = in_order(states[-1], layer)
         queries = states[-1]
-        if layer is layers[-1] and last_at_RxK is not None:
+        if is_last and last_at_RxK is not None:
             queries = take(queries, last_at_RxK)
             visible = visible if visible.shape[1] == 1 else take(visible, last_at_RxK)
             dropout = None if dropout is None else dropout.at(last_at_RxK)
-        run = functools.partial(nnx.merge(graph, values), visible=visible, dropout=dropout)
+        run = functools.partial(layer, visible=visible, dropout=dropout)
         states.append((jax.checkpoint(run) if remat else run)(queries, states[-1]))
     return states
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 from safetensors.numpy import load_file
 
 from retromae_jax.checkpoints import huggingface
 from retromae_jax.errors import InputError
 from retromae_jax.models import parameters
-from retromae_jax.models.bert import Bert, BertConfig, Computation
+from retromae_jax.models.bert import Bert, BertConfig, Computation, FeedForward
 from retromae_jax.models.pooling import EncoderSettings
 from retromae_jax.models.text_encoder import TextEncoder
 from retromae_jax.objectives.retromae import RetroMAE
@@ -129,6 +130,19 @@ def test_remat_keeps_less_for_the_same_gradients():
         kept[remat] = sum(residual.size for residual in jax.tree.leaves(residuals))
     assert_same(gradients[True], gradients[False], tolerance=1e-6)
     assert kept[True] < 0.3 * kept[False]
+
+
+def test_of_a_layers_wide_states_one_is_kept_for_the_backward_pass():
+    """The one before the activation."""
+    width = CONFIG.intermediate_size
+    assert width not in (CONFIG.hidden_size, 5)
+    graph, values = nnx.split(FeedForward(CONFIG, nnx.Rngs(0)))
+
+    def backward(values, x):
+        return jax.vjp(lambda values, x: nnx.merge(graph, values)(x, None), values, x)[1]
+
+    residuals = jax.tree.leaves(jax.eval_shape(backward, values, jnp.zeros((2, 5, CONFIG.hidden_size))))
+    assert [x.shape for x in residuals if x.shape[:1] == (2,) and x.shape[-1] == width] == [(2, 5, width)]
 
 
 def test_what_a_config_leaves_out_is_hugging_faces_default():
