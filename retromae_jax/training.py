@@ -20,17 +20,21 @@ from retromae_jax.rows import Rows
 
 # Fine-tuning is mapped over the axis that the state's sharding names, or the first step would be compiled twice.
 DEVICES = parallel.DATA
+# Of XLA, that say in which order a CPU's program computes.
+FLAGS_OF_ORDER = ("xla_cpu_scheduler_type", "xla_cpu_enable_concurrency_optimized_scheduler")
 
 
 def compile_for_memory() -> None:
     """Makes programs for CPUs take less memory; call it before anything else of JAX.
 
     By default, they are in the order in which most can be done at once, which takes a fine-tuning step more than twice
-    the memory, and time for it: the system clears the pages for each step. What the user's XLA_FLAGS say stays.
+    the memory, and time for it: the system clears the pages for each step. What the user's XLA_FLAGS say of the order
+    stays; and where they are the name of a file with flags, none can be added.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_cpu_scheduler_type" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED".strip()
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    is_file = flags and not flags.startswith("--")
+    if not is_file and not any(flag in flags for flag in FLAGS_OF_ORDER):
+        os.environ["XLA_FLAGS"] = f"{flags} --{FLAGS_OF_ORDER[0]}=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED".strip()
 
 
 def initial_state(

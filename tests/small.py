@@ -23,11 +23,11 @@ CONFIG = BertConfig(60, 8, 2, 2, 16, max_position_embeddings=64, initializer_ran
 OPTIMIZER = optax.sgd(0.1)
 
 
-def objective_of(name, dtype=jnp.float32, remat=False, **settings):
+def objective_of(name, dtype=jnp.float32, remat=False, attention="plain", **settings):
     """A small objective."""
     if "condenser" in name:
         settings = {"head_layers": 1, "skip_from": 1} | settings
-    return OBJECTIVES[name](CONFIG, VOCABULARY, Computation(dtype, remat), **settings)
+    return OBJECTIVES[name](CONFIG, VOCABULARY, Computation(dtype, remat, attention), **settings)
 
 
 @functools.cache
@@ -55,9 +55,9 @@ class Step(NamedTuple):
     function: jax.stages.Wrapped | jax.stages.Compiled
 
     @classmethod
-    def of(cls, name, devices=1, parts=1, dtype=jnp.float32, fsdp=1, remat=False):
+    def of(cls, name, devices=1, parts=1, dtype=jnp.float32, fsdp=1, remat=False, attention="plain"):
         """The step on the first devices, to be compiled for each shape of batch when it comes."""
-        objective = objective_of(name, dtype, remat)
+        objective = objective_of(name, dtype, remat, attention)
         graph, _ = parameters.structure(objective.model)
         return cls(mesh_of(devices, fsdp), weights_of(name), pretraining_step(objective, graph, OPTIMIZER, 0, parts))
 

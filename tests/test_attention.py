@@ -202,6 +202,16 @@ def test_tiles_of_eight_devices_are_as_of_one(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_tiles_are_found_where_whole_numbers_have_64_bits(monkeypatch):
+    visible, inputs = texts_in_rows(monkeypatch, TOKENS), problem(24, 24)
+    by_tiles = functools.partial(result_and_gradients, functools.partial(attention_by, "cached"), visible, 0.3)
+    expected = by_tiles(*inputs)
+    with jax.enable_x64(True):
+        found = by_tiles(*inputs)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.fixture
 def tpu_kernels():
     """Kernels for TPUs run on this CPU, by an interpreter."""

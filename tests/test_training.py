@@ -99,6 +99,8 @@ def test_a_split_state_is_left_alone_when_loss_or_one_element_of_a_gradient_is_n
         (None, "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"),
         ("--xla_a=1", "--xla_a=1 --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"),
         ("--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT", "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT"),
+        *[(f"--xla_cpu_enable_concurrency_optimized_scheduler={value}",) * 2 for value in ("true", "false")],
+        ("a/file.txt", "a/file.txt"),  # XLA reads flags from there
     ],
 )
 def test_programs_are_compiled_for_memory_unless_the_user_says_otherwise(monkeypatch, own, expected):

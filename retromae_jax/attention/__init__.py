@@ -1,6 +1,7 @@
 """Multi-head attention: one definition, and implementations that suit different devices.
 
-They take the same random numbers and differ in rounding only, but for `cudnn`, which drops no probabilities.
+They take the same random numbers and differ in rounding only, but for `cudnn`, which drops no probabilities, and for
+queries that may look at nothing.
 """
 
 import functools
@@ -79,8 +80,8 @@ def attention(
         queries_BxLxHxK: L queries of each row.
         keys_BxMxHxK: M keys.
         values_BxMxHxK: M values.
-        visible: bool [B, L, M] or [B, 1, M], whether a query may look at a key. One that may look at nothing gets
-            the mean of some values, or zeros, and has no gradient.
+        visible: bool [B, L, M] or [B, 1, M], whether a query may look at a key. One that may look at nothing, as
+            padding, gets the mean of some values, or zeros: no loss should depend on it.
         dropout: of the probabilities; None at evaluation.
         rate: share of the probabilities that dropout zeroes.
 

@@ -17,7 +17,7 @@ from retromae_jax.attention import plain
 TILE = 128
 # Widths of windows that there may be.
 MOST_WIDTHS = 4
-# Where keys are no more than a tile, or all queries may look at the same: the most scores that are in memory at once.
+# Where tiles do not suit (few keys, all visible to all queries, or queries that fill none): the most scores in memory.
 MOST_SCORES = 2**22
 
 
@@ -39,8 +39,8 @@ class Tiles(NamedTuple):
     @classmethod
     def of(cls, visible_BxLxM: jax.Array) -> "Tiles":
         """The tiles of rows in which a query may look at these keys."""
-        rows, _, keys = visible_BxLxM.shape
-        visible_BxUxM = jnp.any(visible_BxLxM.reshape(rows, -1, TILE, keys), axis=2)
+        rows, queries, keys = visible_BxLxM.shape
+        visible_BxUxM = jnp.any(visible_BxLxM.reshape(rows, queries // TILE, TILE, keys), axis=2)
         first_BxU = jnp.argmax(visible_BxUxM, axis=2)
         end_BxU = keys - jnp.argmax(visible_BxUxM[:, :, ::-1], axis=2)
         seen_BxU = jnp.where(jnp.any(visible_BxUxM, axis=2), end_BxU - first_BxU, 0)
@@ -69,7 +69,7 @@ def attention(
     seeds_BxL: jax.Array,
     key_positions_BxM: jax.Array,
 ) -> jax.Array:
-    """As `retromae_jax.attention.plain.attention`, but that queries that see nothing may get zeros."""
+    """As `retromae_jax.attention.plain.attention`, but that queries that see nothing get something else."""
     inputs = (queries_BxLxHxK, keys_BxMxHxK, values_BxMxHxK, visible, seeds_BxL, key_positions_BxM)
     queries, keys = queries_BxLxHxK.shape[1], keys_BxMxHxK.shape[1]
     if visible.shape[1] == 1 or keys <= TILE or queries % TILE:
@@ -155,4 +155,4 @@ def _put(x, axis, row, start, part):
 
 
 def _at(x, axis, row, start):
-    return [{0: row, axis: start}.get(number, 0) for number in range(x.ndim)]
+    return [jnp.int32({0: row, axis: start}.get(number, 0)) for number in range(x.ndim)]

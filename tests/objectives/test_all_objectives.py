@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from retromae_jax import parallel
+from retromae_jax.attention import cached
 from retromae_jax.data.packing import one_text_a_row, packed
 from retromae_jax.models import parameters
 from retromae_jax.objectives import OBJECTIVES
@@ -83,6 +84,13 @@ def test_texts_train_the_same_in_rows_of_their_own_and_in_shared_rows(name):
     row_N = layout_of(texts_of(0)[0]).row_N
     assert np.mean(row_N[0::2] != row_N[1::2]) > 0.8  # a document's spans seldom share a row
     assert_trains_as_in_shared_rows(compiled(name, own_rows), name, own_rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiles_of_attention_train_as_whole_rows(name, monkeypatch):
+    monkeypatch.setattr(cached, "TILE", 8)
+    step = Step.of(name, attention="cached").compiled(shared_rows(*texts_of(0)))
+    assert_trains_as_in_shared_rows(step, name, shared_rows)
 
 
 @pytest.mark.parametrize("name, devices, parts, fsdp", DIVIDED)
