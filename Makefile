@@ -72,26 +72,29 @@ demo: demo-data
 		--training 'fine-tuning=runs/demo/finetuned'
 
 # Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
-# on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning it further with what was mined; a
-# cross-encoder; its scores; fine-tuning further with those. So that a stage's gain is not that of more steps, there is
-# beside each (`with_bm25_further`, `with_mined_further`) one of as many steps with the negatives of before, no scores.
+# on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning it further with what was mined; mining
+# again, more and harder ones, and fine-tuning still further with those; a cross-encoder; its scores of them; that last
+# fine-tuning with the scores beside. So that a stage's gain is not that of more steps, there is beside each
+# (`with_bm25_further`, `with_mined_further`) one of as many steps with the negatives of before.
 # The encoder begins as the first two layers of the demo's checkpoint, which are no retriever, the cross-encoder as all
 # six. The fine-tunings differ in init, negatives and scores, those further in learning rate and seed (so that other
-# queries come), and in nothing else. Learnt and mined is from the split train alone, and of that from the first 3,000
-# lines: the steps need no more, and the cross-encoder scores each.
+# queries come), those with the hardest negatives in how many a query has, and in nothing else. Learnt and mined is from
+# the split train alone, and of that from the first 3,000 lines: the steps need no more, and the cross-encoder scores
+# each.
 STAGES := runs/stages
 STAGES_DATA := build/stages/collection
 STAGES_INIT := build/stages/checkpoint
 STAGES_LENGTHS := --query-max-length 24 --passage-max-length 64
-STAGES_MINE := $(RUN) -m eval.mine --collection $(STAGES_DATA) --to-rank 50 --negatives 3
+STAGES_MINE := $(RUN) -m eval.mine --collection $(STAGES_DATA)
 STAGES_FINETUNE := $(RUN) -m train.finetune --config configs/stages_finetune.py --config.collection $(STAGES_DATA)
 STAGES_BM25 := $(STAGES_FINETUNE) --config.negatives $(STAGES)/bm25_negatives.tsv
 STAGES_MINED := $(STAGES_FINETUNE) --config.negatives $(STAGES)/mined_negatives.tsv
+STAGES_HARDEST := $(STAGES_FINETUNE) --config.negatives $(STAGES)/hardest_negatives.tsv --config.group_size 8
 STAGES_SECOND := --config.learning_rate 2e-4 --config.seed 43
 STAGES_THIRD := --config.learning_rate 2e-4 --config.seed 44
 STAGES_EVALUATE := $(RUN) -m eval.msmarco --collection $(STAGES_DATA) --split test --depth 100 $(STAGES_LENGTHS)
 STAGES_SCORE := $(RUN) -m eval.rerank --model $(STAGES)/reranker --collection $(STAGES_DATA)
-STAGES_ENCODERS := not_pretrained with_bm25 with_bm25_further with_mined with_mined_further distilled
+STAGES_ENCODERS := not_pretrained with_bm25 with_bm25_further with_mined with_mined_further with_hardest distilled
 stages: demo-data
 	mkdir -p $(STAGES_DATA)/qrels
 	ln -sf $(abspath $(DATA))/corpus.jsonl $(abspath $(DATA))/queries.jsonl $(STAGES_DATA)
@@ -105,19 +108,22 @@ stages: demo-data
 	$(RUN) -m train.pretrain --config configs/demo.py --config.sources $(DATA)/corpus.jsonl \
 		--config.data build/stages/blocks --config.workdir $(STAGES)/pretrained --config.init $(STAGES_INIT) \
 		--config.num_steps 300
-	$(STAGES_MINE) --bm25 --output $(STAGES)/bm25_negatives.tsv
+	$(STAGES_MINE) --to-rank 50 --negatives 3 --bm25 --output $(STAGES)/bm25_negatives.tsv
 	$(STAGES_BM25) --config.init $(STAGES_INIT) --config.workdir $(STAGES)/not_pretrained
 	$(STAGES_BM25) --config.init $(STAGES)/pretrained --config.workdir $(STAGES)/with_bm25
 	$(STAGES_BM25) --config.init $(STAGES)/with_bm25 --config.workdir $(STAGES)/with_bm25_further $(STAGES_SECOND)
-	$(STAGES_MINE) --model $(STAGES)/with_bm25 $(STAGES_LENGTHS) --output $(STAGES)/mined_negatives.tsv
+	$(STAGES_MINE) --to-rank 50 --negatives 3 --model $(STAGES)/with_bm25 $(STAGES_LENGTHS) \
+		--output $(STAGES)/mined_negatives.tsv
 	$(STAGES_MINED) --config.init $(STAGES)/with_bm25 --config.workdir $(STAGES)/with_mined $(STAGES_SECOND)
 	$(STAGES_MINED) --config.init $(STAGES)/with_mined --config.workdir $(STAGES)/with_mined_further $(STAGES_THIRD)
+	$(STAGES_MINE) --from-rank 1 --to-rank 20 --negatives 7 --model $(STAGES)/with_mined $(STAGES_LENGTHS) \
+		--output $(STAGES)/hardest_negatives.tsv
+	$(STAGES_HARDEST) --config.init $(STAGES)/with_mined --config.workdir $(STAGES)/with_hardest $(STAGES_THIRD)
 	$(RUN) -m train.rerank --config configs/stages_rerank.py --config.collection $(STAGES_DATA) \
-		--config.negatives $(STAGES)/mined_negatives.tsv
-	$(STAGES_SCORE) --split train --pairs $(STAGES)/mined_negatives.tsv --output $(STAGES)/teacher
-	$(STAGES_MINED) --config.init $(STAGES)/with_mined --config.workdir $(STAGES)/distilled $(STAGES_THIRD) \
-		--config.teacher_scores $(STAGES)/teacher/scores.tsv --config.contrastive_weight 1.0 \
-		--config.distillation_loss kl_batchmean
+		--config.negatives $(STAGES)/hardest_negatives.tsv
+	$(STAGES_SCORE) --split train --pairs $(STAGES)/hardest_negatives.tsv --output $(STAGES)/teacher
+	$(STAGES_HARDEST) --config.init $(STAGES)/with_mined --config.workdir $(STAGES)/distilled $(STAGES_THIRD) \
+		--config.teacher_scores $(STAGES)/teacher/scores.tsv --config.contrastive_weight 1.0
 	$(RUN) -m eval.bm25 --collection $(STAGES_DATA) --split test --depth 100 --output $(STAGES)/eval/bm25
 	for encoder in $(STAGES_ENCODERS); do \
 		$(STAGES_EVALUATE) --model $(STAGES)/$$encoder --output $(STAGES)/eval/$$encoder || exit 1; \
@@ -130,10 +136,11 @@ stages: demo-data
 		--evaluation 'further with BM25 negatives=$(STAGES)/eval/with_bm25_further' \
 		--evaluation 'further with mined negatives instead=$(STAGES)/eval/with_mined' \
 		--evaluation 'still further with mined negatives=$(STAGES)/eval/with_mined_further' \
-		--evaluation 'still further by distillation instead=$(STAGES)/eval/distilled' \
+		--evaluation 'still further with harder ones instead=$(STAGES)/eval/with_hardest' \
+		--evaluation 'the same by distillation=$(STAGES)/eval/distilled' \
 		--evaluation 'its first 20, reranked by the teacher=$(STAGES)/eval/reranked' \
 		--training 'pretraining=$(STAGES)/pretrained' \
-		--training 'fine-tuning with mined negatives=$(STAGES)/with_mined' \
+		--training 'fine-tuning with harder negatives=$(STAGES)/with_hardest' \
 		--training 'cross-encoder=$(STAGES)/reranker' \
 		--training 'distillation=$(STAGES)/distilled'
 

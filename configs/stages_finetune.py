@@ -4,7 +4,8 @@
 
 All its fine-tunings take as many steps with this recipe, and differ in `--config.init` (the model of the stage before),
 `--config.negatives` (BM25's, or mined with that model) and `--config.teacher_scores`, those that go on with a
-fine-tuned model also in learning rate and seed. Minutes each on 2 cores.
+fine-tuned model also in learning rate and seed, those with the hardest negatives in `--config.group_size`. Minutes each
+on 2 cores.
 """
 
 from ml_collections import ConfigDict
