@@ -74,8 +74,8 @@ demo: demo-data
 # Every stage of a retrieval pipeline on a collection in BEIR's layout with the splits train and test, DATA: pretraining
 # on its text; fine-tuning with BM25's negatives; mining with that; fine-tuning it further with what was mined; mining
 # again, more and harder ones, and fine-tuning still further with those; a cross-encoder; its scores of them; that last
-# fine-tuning with the scores beside. So that a stage's gain is not that of more steps, there is beside each
-# (`with_bm25_further`, `with_mined_further`) one of as many steps with the negatives of before.
+# fine-tuning with the scores beside. So that a stage's gain is not that of more steps, there is beside each one of as
+# many steps with the negatives of before (`with_bm25_further`, `with_mined_further`) or no scores (`with_hardest`).
 # The encoder begins as the first two layers of the demo's checkpoint, which are no retriever, the cross-encoder as all
 # six. The fine-tunings differ in init, negatives and scores, those further in learning rate and seed (so that other
 # queries come), those with the hardest negatives in how many a query has, and in nothing else. Learnt and mined is from

@@ -20,8 +20,6 @@ from retromae_jax.rows import Rows
 
 # Fine-tuning is mapped over the axis that the state's sharding names, or the first step would be compiled twice.
 DEVICES = parallel.DATA
-# Of XLA, that say in which order a CPU's program computes.
-FLAGS_OF_ORDER = ("xla_cpu_scheduler_type", "xla_cpu_enable_concurrency_optimized_scheduler")
 
 
 def compile_for_memory() -> None:
@@ -32,9 +30,10 @@ def compile_for_memory() -> None:
     stays; and where they are the name of a file with flags, none can be added.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
-    is_file = flags and not flags.startswith("--")
-    if not is_file and not any(flag in flags for flag in FLAGS_OF_ORDER):
-        os.environ["XLA_FLAGS"] = f"{flags} --{FLAGS_OF_ORDER[0]}=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED".strip()
+    is_file = flags and not flags.startswith("-")
+    of_order = ("xla_cpu_scheduler_type", "xla_cpu_enable_concurrency_optimized_scheduler")
+    if not is_file and not any(flag in flags for flag in of_order):
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED".strip()
 
 
 def initial_state(

@@ -17,7 +17,8 @@ from retromae_jax.attention import plain
 TILE = 128
 # Widths of windows that there may be.
 MOST_WIDTHS = 4
-# Where tiles do not suit (few keys, all visible to all queries, or queries that fill none): the most scores in memory.
+# The most scores in memory at once where there are no tiles: keys are no more than a tile, queries no multiple of one,
+# or all queries may look at the same keys.
 MOST_SCORES = 2**22
 
 
@@ -155,4 +156,5 @@ def _put(x, axis, row, start, part):
 
 
 def _at(x, axis, row, start):
+    # All int32, as the tiles' places are: JAX wants one type, and its own may have 64 bits.
     return [jnp.int32({0: row, axis: start}.get(number, 0)) for number in range(x.ndim)]

@@ -8,6 +8,7 @@ import collections
 import functools
 import math
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,10 @@ def test_texts_train_the_same_in_rows_of_their_own_and_in_shared_rows(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_tiles_of_attention_train_as_whole_rows(name, monkeypatch):
     monkeypatch.setattr(cached, "TILE", 8)
+    tiles = mock.Mock(wraps=cached.Tiles.of)
+    monkeypatch.setattr(cached.Tiles, "of", tiles)
     step = Step.of(name, attention="cached").compiled(shared_rows(*texts_of(0)))
+    assert tiles.called
     assert_trains_as_in_shared_rows(step, name, shared_rows)
 
 
