@@ -82,7 +82,9 @@ def compare(
     comparable = _comparable(found)
     common = [name for name in comparable if all(name in one.scores.means for one in found.values())]
     if measure not in common:
-        raise InputError(f"{measure} cannot be compared, but {', '.join(common)}; choose another --measure")
+        depths = " and ".join(f"{depth:,}" for depth in sorted(_depths(found)))
+        why = f" (the rankings are {depths} passages deep)" if measure in set(MEASURES).difference(comparable) else ""
+        raise InputError(f"{measure} cannot be compared{why}, but {', '.join(common)}; choose another --measure")
     if baseline is not None and baseline not in found:
         raise InputError(f"there is no evaluation {baseline!r}, but {', '.join(found)}; choose another --baseline")
     curves = {name: _curves(directory) for name, directory in (trainings or {}).items()}
@@ -197,8 +199,11 @@ def _has_own_passages(evaluation: Evaluation) -> bool:
 
 def _comparable(found: dict[str, Evaluation]) -> list[str]:
     """Measures that mean the same in all evaluations: not MAP, which has no end, of rankings of different depths."""
-    depths = {one.description["depth"] for one in found.values()}
-    return [name for name in MEASURES if "@" in name or len(depths) == 1]
+    return [name for name in MEASURES if "@" in name or len(_depths(found)) == 1]
+
+
+def _depths(found: dict[str, Evaluation]) -> set[int]:
+    return {one.description["depth"] for one in found.values()}
 
 
 def _compared(before: Scores, after: Scores, comparable: Sequence[str]) -> dict[str, Difference]:

@@ -12,6 +12,7 @@ import pytest
 
 from eval import beir, msmarco, published
 from eval.beir import CQADUPSTACK_PARTS, DATASETS, main, without_own
+from retromae_jax.encoder import Encoder
 from retromae_jax.models.pooling import EncoderSettings
 from tests.eval.datasets import write_dataset
 
@@ -266,3 +267,26 @@ def test_a_real_model(minilm_directory, meaning, tmp_path, capsys):
     assert written["metrics"]["nDCG@10"] == pytest.approx(2 / 3)
     main([*command.split(), str(tmp_path / "copy")])
     assert "measured already" in capsys.readouterr().err
+
+
+def test_a_killed_command_goes_on_with_its_embeddings(small_encoder_directory, meaning, tmp_path, monkeypatch):
+    command = f"--model {small_encoder_directory} --dataset {meaning} --output {tmp_path / 'o'}".split()
+    batches, embed = [], Encoder.embed
+
+    def counting(encoder, token_ids, lengths):
+        batches.append(lengths)
+        return embed(encoder, token_ids, lengths)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "embed", counting)
+    with monkeypatch.context() as patch:
+        patch.setattr(beir, "report", killed)
+        with pytest.raises(SystemExit):
+            main(command)
+    assert len(batches) == 2  # one of the passages, one of the queries
+    main(command)
+    assert len(batches) == 3
+    np.testing.assert_array_equal(batches[2], batches[1])
+    assert not (tmp_path / "o" / "meaning" / ".embeddings").exists()

@@ -131,6 +131,9 @@ def test_a_measure_that_a_shallow_search_lacks_is_a_dash(evaluated, tmp_path, ca
     assert columns(printed.strip().splitlines()[-1])[2:4] == ["-", "-"]
     # There is only one comparison.
     assert "shallow over deep\n" in printed
+    message = "MAP cannot be compared (the rankings are 10 and 1,000 passages deep), but MRR@10, nDCG@10; choose"
+    with pytest.raises(InputError, match=re.escape(message)):
+        compare({"deep": evaluated / "test", "shallow": tmp_path / "shallow"}, tmp_path / "o", measure="MAP")
 
 
 @pytest.mark.parametrize(
