@@ -19,18 +19,24 @@ from tests.conftest import FAST_COMPILING
 from train import demo_data
 from train.prepare import prepare
 
+SETTINGS = {
+    "workdir": "run",
+    "data": "blocks",
+    "sources": ("text.jsonl",),
+    "workers": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "evaluate_every": 50,
+    "validation_blocks": 8,
+    "checkpoints_to_keep": 2,
+}
 SCRIPT = """
-from tests.train.test_killed import config_of
+from configs import masked_lm
 from train.pretrain import pretrain
-pretrain(config_of({num_steps}))
+config = masked_lm.get_config("tiny")
+config.update({settings})
+pretrain(config)
 """
-
-
-def config_of(num_steps):
-    config = masked_lm.get_config("tiny")
-    config.update(workdir="run", data="blocks", sources=("text.jsonl",), workers=1, num_steps=num_steps)
-    config.update(log_every=1, checkpoint_every=1, evaluate_every=50, validation_blocks=8, checkpoints_to_keep=2)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,9 @@ def data(tmp_path_factory, demo_packages):
         demo_data.make_demo_data(Path("build", "demo"))
         text = Path("build/demo/text.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         Path("text.jsonl").write_text("".join(text[:300]), encoding="utf-8")
-        prepare(config_of(1))
+        config = masked_lm.get_config("tiny")
+        config.update(SETTINGS)
+        prepare(config)
     return directory
 
 
@@ -53,7 +61,7 @@ def start(directory, num_steps):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),
     }
-    command = [sys.executable, "-c", SCRIPT.format(num_steps=num_steps)]
+    command = [sys.executable, "-c", SCRIPT.format(settings=SETTINGS | {"num_steps": num_steps})]
     return subprocess.Popen(command, cwd=directory, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -107,7 +115,7 @@ def test_a_run_killed_33_times_ends_as_if_it_never_was(data, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for directory in (undisturbed, killed):
         shutil.copytree(data, directory)
-    finish(undisturbed, num_steps)
+    assert " 1 x cpu" in finish(undisturbed, num_steps)
     shutil.copytree(undisturbed / "compiled", killed / "compiled")
     rng = random.Random(0)
     outcomes = [kill_somewhere(killed, num_steps, rng, in_a_save=number % 3 > 0) for number in range(kills)]
