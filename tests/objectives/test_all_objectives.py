@@ -80,7 +80,7 @@ def assert_trains_as_in_shared_rows(step, name, rows):
     assert_same(moves, expected_moves, tolerance=2e-5)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_texts_train_the_same_in_rows_of_their_own_and_in_shared_rows(name):
     row_N = layout_of(texts_of(0)[0]).row_N
     assert np.mean(row_N[0::2] != row_N[1::2]) > 0.8  # a document's spans seldom share a row

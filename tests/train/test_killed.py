@@ -58,7 +58,6 @@ def start(directory, num_steps):
     environment = os.environ | {
         "XLA_FLAGS": FAST_COMPILING,
         "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]),
     }
     command = [sys.executable, "-c", SCRIPT.format(settings=SETTINGS | {"num_steps": num_steps})]
