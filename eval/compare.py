@@ -82,8 +82,10 @@ def compare(
     comparable = _comparable(found)
     common = [name for name in comparable if all(name in one.scores.means for one in found.values())]
     if measure not in common:
-        depths = " and ".join(f"{depth:,}" for depth in sorted(_depths(found)))
-        why = f" (the rankings are {depths} passages deep)" if measure in set(MEASURES).difference(comparable) else ""
+        why = ""
+        if measure in MEASURES and measure not in comparable:
+            depths = " and ".join(f"{depth:,}" for depth in sorted(_depths(found)))
+            why = f" (the rankings are {depths} passages deep)"
         raise InputError(f"{measure} cannot be compared{why}, but {', '.join(common)}; choose another --measure")
     if baseline is not None and baseline not in found:
         raise InputError(f"there is no evaluation {baseline!r}, but {', '.join(found)}; choose another --baseline")
