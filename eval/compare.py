@@ -201,7 +201,8 @@ def _has_own_passages(evaluation: Evaluation) -> bool:
 
 def _comparable(found: dict[str, Evaluation]) -> list[str]:
     """Measures that mean the same in all evaluations: not MAP, which has no end, of rankings of different depths."""
-    return [name for name in MEASURES if "@" in name or len(_depths(found)) == 1]
+    is_one_depth = len(_depths(found)) == 1
+    return [name for name in MEASURES if "@" in name or is_one_depth]
 
 
 def _depths(found: dict[str, Evaluation]) -> set[int]:

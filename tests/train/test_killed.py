@@ -66,7 +66,7 @@ def start(directory, num_steps):
 
 def finish(directory, num_steps):
     process = start(directory, num_steps)
-    _, errors = process.communicate(timeout=1200)  # for what hangs, not for what is slow
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return errors
 
